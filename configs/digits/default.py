@@ -1,0 +1,91 @@
+"""Class-conditional diffusion on scikit-learn's digits: 1,797 real 8x8 images, half to train.
+
+Command   python main.py --config configs/digits/default.py --workdir runs/digits --mode train
+Hardware  2 CPU cores
+Variants  default.py:quick   a few steps of everything, to see it run
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The experiment; ``variant`` is what follows the colon on the command line."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.system = "diffusion"
+
+    config.data = dict(
+        source="digits",  # digits, patches, folder:PATH, arrays:PATH.npz, tfds:NAME
+        options=dict(),  # the source's own, e.g. size, data_dir
+        flip=False,
+        conditional=True,
+    )
+
+    config.network = "mlp"  # mlp, unet, dit, or empirical: the training set itself, as a check
+    config.model = dict(width=512, depth=4, dropout=0.1, dtype="float32")
+
+    config.schedule = dict(name="edm", options=dict())
+    config.prediction = dict(
+        parametrization="edm",  # eps, x0, v, score, flow, edm
+        sigma_data=0.5,
+        learned_variance=False,
+    )
+    config.loss = dict(
+        target="x0",
+        weighting="edm",  # '' for the plain loss on the target; or edm, min_snr, sigmoid, snr, v
+        times="log_normal",  # uniform, stratified, discrete, log_normal
+        times_options=dict(mean=-1.2, std=1.2),
+        label_dropout=0.1,
+    )
+    config.optimizer = dict(
+        name="adam",  # any optimiser of optax by name
+        options=dict(b1=0.9, b2=0.99),
+        learning_rate=2e-3,
+        warmup_steps=100,
+        decay="cosine",  # constant, linear, cosine
+        clip_norm=1.0,
+        ema_rates=(0.99, 0.999),
+        ema_warmup=True,
+    )
+    config.train = dict(
+        steps=1500,
+        batch_size=256,
+        microbatches=1,
+        log_every=50,
+        checkpoint_every=500,
+        keep_last=2,
+        keep_every=0,  # also keep every n-th step for good; 0 for none
+        sample_every=500,  # a grid from averaged parameters and fixed seeds; 0 for never
+    )
+    config.parallel = dict(mode="sharding", fsdp=1)  # mode: sharding or pmap
+
+    config.sampler = "solver"
+    config.sample = dict(
+        number=100,
+        batch_size=500,
+        labels="cycle",  # cycle: 0, 1, 2, ... in turn; random; or a list '3,3,7'
+        solver="dpm_solver_pp_2m",
+        options=dict(),  # the solver's own, e.g. eta
+        calls=20,  # network calls a sample, before guidance doubles them
+        grid="karras",
+        denoise=True,
+        guidance=1.0,  # 1: plainly conditional, one network evaluation a call
+        guidance_interval=(),  # (t_low, t_high), or () for everywhere
+        threshold="",  # '', static or dynamic
+        ema="0.999",
+    )
+    config.evaluate = dict(
+        number=1500,
+        guidance=1.0,
+        seed=0,
+    )
+    if variant == "quick":
+        config.train.update(
+            steps=20, batch_size=64, log_every=5, checkpoint_every=10, sample_every=10
+        )
+        config.model.update(width=64, depth=2)
+        config.sample.update(number=20, batch_size=20, calls=6)
+        config.evaluate.number = 100
+    elif variant:
+        raise ValueError(f"default.py has no variant {variant!r}: use 'quick' or none")
+    return config

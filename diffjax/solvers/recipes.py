@@ -1,0 +1,112 @@
+"""Solvers by name and by budget: what a config or a command line says, made a sampler.
+
+A recipe is a solver, a grid and whether to end with the step to the data, chosen so that a sample
+costs exactly the number of network calls asked for.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from diffjax.prediction import Predict
+from diffjax.schedules import Schedule
+from diffjax.solvers import base, timesteps
+from diffjax.solvers.ancestral import ancestral
+from diffjax.solvers.base import Solution, Solver, Span
+from diffjax.solvers.ddim import ddim
+from diffjax.solvers.dpm_solver import multistep, singlestep
+from diffjax.solvers.euler import euler
+from diffjax.solvers.heun import heun, heun_stochastic
+from diffjax.typing import Array, Key
+
+__all__ = ["SOLVERS", "Recipe", "recipe", "run"]
+
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm_solver_2m": lambda schedule, **options: multistep(schedule, "eps", **options),
+    "dpm_solver_2s": lambda schedule, **options: singlestep(schedule, "eps", **options),
+    "dpm_solver_pp_2m": multistep,
+    "dpm_solver_pp_2s": singlestep,
+    "euler": euler,
+    "heun": heun,
+    "heun_stochastic": heun_stochastic,
+}
+
+
+class Recipe(NamedTuple):
+    """How samples are drawn.
+
+    Attributes:
+        solver: What takes a step.
+        ts: The grid, ``(steps + 1,)``.
+        denoise: Whether the step to the data follows the grid.
+    """
+
+    solver: Solver
+    ts: Array
+    denoise: bool
+
+    @property
+    def calls(self) -> int:
+        """Calls of ``predict`` in a run."""
+        return (self.ts.shape[0] - 1) * self.solver.evaluations + self.denoise
+
+
+def recipe(
+    name: str,
+    schedule: Schedule,
+    calls: int,
+    *,
+    grid: str = "karras",
+    denoise: bool = True,
+    **options,
+) -> Recipe:
+    """The named solver on the named grid, at exactly ``calls`` calls of ``predict``.
+
+    Args:
+        name: One of ``SOLVERS``.
+        schedule: The forward process.
+        calls: Calls of ``predict`` a sample, the step to the data included.
+        grid: One of ``timesteps.GRIDS``.
+        denoise: Whether to end with the step to the data.
+        **options: The solver's own arguments.
+
+    Raises:
+        ValueError: An unknown name or option, or a number of calls that the solver cannot make.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}: choose one of {', '.join(SOLVERS)}")
+    if grid not in timesteps.GRIDS:
+        raise ValueError(f"unknown grid {grid!r}: choose one of {', '.join(timesteps.GRIDS)}")
+    try:
+        solver = SOLVERS[name](schedule, **options)
+    except TypeError as error:
+        raise ValueError(f"solver {name!r} with options {options}: {error}") from None
+    steps, rest = divmod(calls - denoise, solver.evaluations)
+    if rest or steps < 1:
+        below = max(steps, 1) * solver.evaluations + denoise
+        raise ValueError(
+            f"solver {name!r} takes {solver.evaluations} network calls a step"
+            f"{' and 1 for the step to the data' if denoise else ''}: {calls} calls cannot be "
+            f"made, use {below} or {below + solver.evaluations}"
+        )
+    return Recipe(solver, timesteps.GRIDS[grid](schedule, steps), denoise)
+
+
+def run(
+    recipe: Recipe,
+    predict: Predict,
+    x: Array,
+    key: Key | None = None,
+    *,
+    trajectory: bool = False,
+    callback: Callable[[Span, Array], None] | None = None,
+) -> Solution:
+    """Solves along the recipe's grid, then takes the step to the data if asked."""
+    solution = base.solve(
+        recipe.solver, predict, x, recipe.ts, key, trajectory=trajectory, callback=callback
+    )
+    if not recipe.denoise:
+        return solution
+    end = base.denoise(predict, solution.x, recipe.ts[-1])
+    return solution._replace(x=end.x, nfe=solution.nfe + end.nfe)

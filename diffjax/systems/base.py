@@ -1,0 +1,138 @@
+"""The system contract: what is trained, and how it draws samples."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffjax import state as states
+from diffjax.losses import Slots
+from diffjax.state import TrainState
+from diffjax.typing import Array, Key
+
+__all__ = ["Batch", "Metrics", "Request", "Samples", "System", "gradient_update"]
+
+Batch = dict[str, Array]  # 'image' (n, H, W, C) uint8, 'label' (n,) int32
+Metrics = dict[str, Array]
+Loss = Callable[[Any, Batch, Slots, Key], tuple[Array, Metrics]]
+
+
+class Request(NamedTuple):
+    """What to draw.
+
+    Attributes:
+        index: Global numbers of the samples, ``(n,)``. Sample ``i`` of a seed is the same picture
+            whatever batch it is drawn in.
+        labels: Classes asked for, ``(n,)`` int32, or None for an unconditional system.
+        guidance: Guidance scale, ``()`` or ``(n,)``; 1 is plain conditional sampling.
+    """
+
+    index: Array
+    labels: Array | None = None
+    guidance: Array | float = 1.0
+
+
+class Samples(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+        images: Shape ``(n, H, W, C)``, nominally in [-1, 1].
+        labels: The labels asked for, ``(n,)``, or None.
+        nfe: Network evaluations per sample.
+    """
+
+    images: Array
+    labels: Array | None
+    nfe: int
+
+
+class System(NamedTuple):
+    """What is trained, and how it draws samples; four pure functions.
+
+    Attributes:
+        init: ``(key, batch) -> state``; the batch is an example of shapes and types.
+        update: ``(state, batch, key) -> (state, metrics)``: one optimisation step, jitted and
+            sharded by the training loop. ``metrics['loss']`` is what the loop guards.
+        sample: ``(state, key, request) -> Samples``; sample ``i`` depends on ``(key, index[i])``.
+        evaluate: What only this system measures, or None.
+        conditional: Whether it uses labels.
+    """
+
+    init: Callable[[Key, Batch], TrainState]
+    update: Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
+    sample: Callable[[TrainState, Key, Request], Samples]
+    evaluate: Callable | None = None
+    conditional: bool = False
+
+
+def gradient_update(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    ema_warmup: bool = True,
+    axis: str | None = None,
+) -> Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]:
+    """The ``update`` of a system that descends one loss.
+
+    Args:
+        loss: ``(params, batch, slots, key) -> (mean loss, metrics)``. Draws that differ by row must
+            come from ``slots.keys(...)``, so that they do not depend on how the batch is split.
+        optimizer: Turns gradients into updates.
+        microbatches: Parts the batch is worked off in, one after another, to save memory; the
+            gradient is the mean of theirs.
+        ema_warmup: Whether the averages warm up (see :func:`diffjax.state.ema_decay`).
+        axis: Name of the mapped axis under ``pmap``; None under ``jit``, where batches are global.
+
+    Returns:
+        ``update(state, batch, key)``; the metrics are the loss's own and ``loss``, ``grad_norm``,
+        ``ema_distance`` (relative distance of the slowest average from the parameters).
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def gradients(params, batch: Batch, slots: Slots, key: Key):
+        if microbatches == 1:
+            return value_and_grad(params, batch, slots, key)
+
+        def split(leaf: Array) -> Array:
+            # Strided, so that each device of a sharded batch keeps its own rows.
+            return leaf.reshape(-1, microbatches, *leaf.shape[1:]).swapaxes(0, 1)
+
+        def part(i, batch, index):
+            own = Slots(index, slots.total)
+            return value_and_grad(params, batch, own, jax.random.fold_in(key, i))
+
+        scanned = (jnp.arange(microbatches), jax.tree.map(split, batch), split(slots.index))
+        shapes = jax.eval_shape(part, *jax.tree.map(lambda leaf: leaf[0], scanned))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def body(total, scanned):
+            return jax.tree.map(jnp.add, total, part(*scanned)), None
+
+        total, _ = jax.lax.scan(body, zeros, scanned)
+        return jax.tree.map(lambda leaf: leaf / microbatches, total)
+
+    def update(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % microbatches:
+            raise ValueError(
+                f"a batch of {rows} rows cannot be split in {microbatches} microbatches"
+            )
+        index, total = jnp.arange(rows), rows
+        if axis is not None:
+            index = index + jax.lax.axis_index(axis) * rows
+            total = rows * jax.lax.axis_size(axis)
+        (value, metrics), grads = gradients(state.params, batch, Slots(index, total), key)
+        if axis is not None:
+            value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis)
+        new = states.update(state, grads, optimizer, ema_warmup)
+        metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
+        if new.ema:
+            slowest = new.ema[max(new.ema, key=float)]
+            apart = optax.tree.norm(optax.tree.sub(slowest, new.params))
+            metrics["ema_distance"] = apart / optax.tree.norm(new.params)
+        return new, metrics
+
+    return update

@@ -1,0 +1,166 @@
+"""The standard system: a denoising network, conditional or not, and a solver.
+
+Training draws a time and noise for every image, and regresses the chosen target. Sampling draws
+noise at the start of the solver's grid and runs the solver on the averaged parameters, guided by
+the network's own unconditional prediction where a scale other than 1 is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffjax import guidance, solvers
+from diffjax import state as states
+from diffjax.data.images import to_float
+from diffjax.losses import Slots
+from diffjax.prediction import Parametrization, Predict, Prediction, network_predict
+from diffjax.random import per_sample
+from diffjax.schedules import Schedule, prior
+from diffjax.solvers import Recipe
+from diffjax.state import TrainState
+from diffjax.systems.base import Batch, Request, Samples, System, gradient_update
+from diffjax.typing import Array, Key
+
+__all__ = ["Draw", "LabelledPredict", "Objective", "diffusion", "drop_labels", "sampler"]
+
+Objective = Callable[[Predict, Schedule, Array, Array, Array], Array]
+LabelledPredict = Callable[[Array, Array, Array | None], Prediction]
+Draw = Callable[[LabelledPredict, Key, Request], Samples]
+
+
+def diffusion(
+    network: nn.Module,
+    schedule: Schedule,
+    parametrization: Parametrization,
+    *,
+    objective: Objective,
+    times: Callable[[Schedule, Key, Slots], Array],
+    optimizer: optax.GradientTransformation,
+    draw: Draw,
+    num_classes: int = 0,
+    label_dropout: float = 0.1,
+    ema_rates: Sequence[float] = (0.999,),
+    ema_warmup: bool = True,
+    sample_ema: str = "0.999",
+    microbatches: int = 1,
+    axis: str | None = None,
+) -> System:
+    """A denoising diffusion model. DDPM, ADM, DiT, EDM and their kin differ only in the arguments.
+
+    Args:
+        network: Called as ``network.apply(variables, x, label, labels, train=..., rngs=...)``.
+        schedule: The forward process.
+        parametrization: How the network sees its input and what its output stands for.
+        objective: ``(predict, schedule, x0, t, noise) -> loss (n,)``, from ``losses``.
+        times: ``(schedule, key, slots) -> t (n,)``, from ``losses``.
+        optimizer: Turns gradients into updates.
+        draw: How samples are drawn from ``(x, t, labels) -> Prediction``; see :func:`sampler`.
+        num_classes: Number of classes; 0 makes the system unconditional.
+        label_dropout: Share of training labels replaced by the null label ``num_classes``.
+        ema_rates: Rates of the parameter averages kept.
+        ema_warmup: Whether the averages warm up.
+        sample_ema: Rate of the average that samples are drawn with; '' for the raw parameters.
+        microbatches: Parts a batch is worked off in.
+        axis: Name of the mapped axis under ``pmap``.
+    """
+    conditional = num_classes > 0
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        params_key, state_key = jax.random.split(key)
+        x = to_float(batch["image"][:1])
+        label = parametrization.label(schedule, jnp.full((1,), schedule.t_max))
+        labels = batch["label"][:1] if conditional else None
+        variables = network.init(params_key, x, label, labels)
+        return states.create(state_key, variables["params"], optimizer, ema_rates)
+
+    def predict_with(params, *, train: bool = False, rngs=None):
+        """``(x, t, labels) -> Prediction`` with these parameters."""
+
+        def predict(x, t, labels):
+            def apply(x, label):
+                return network.apply({"params": params}, x, label, labels, train=train, rngs=rngs)
+
+            return network_predict(apply, schedule, parametrization)(x, t)
+
+        return predict
+
+    def loss(params, batch: Batch, slots: Slots, key: Key):
+        time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
+        x0 = to_float(batch["image"])
+        t = times(schedule, time_key, slots)
+        noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(slots.keys(noise_key))
+        labels = None
+        if conditional:
+            labels = drop_labels(batch["label"], num_classes, label_dropout, slots, label_key)
+        # Dropout masks are drawn for the rows at hand; under pmap each device needs its own.
+        if axis is not None:
+            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis))
+        predict = predict_with(params, train=True, rngs={"dropout": dropout_key})
+        return objective(lambda x, t: predict(x, t, labels), schedule, x0, t, noise).mean(), {}
+
+    def sample(state: TrainState, key: Key, request: Request) -> Samples:
+        predict = predict_with(states.select_parameters(state, sample_ema))
+        return draw(predict, key, request)
+
+    return System(
+        init=init,
+        update=gradient_update(
+            loss, optimizer, microbatches=microbatches, ema_warmup=ema_warmup, axis=axis
+        ),
+        sample=sample,
+        conditional=conditional,
+    )
+
+
+def drop_labels(labels: Array, null: int, rate: float, slots: Slots, key: Key) -> Array:
+    """Replaces each label by ``null`` with probability ``rate``, independently by row."""
+    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(slots.keys(key))
+    return jnp.where(dropped, null, labels)
+
+
+def sampler(
+    schedule: Schedule,
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    *,
+    num_classes: int = 0,
+    guided: bool = False,
+    scale: Callable[[Array, Array], Array] = lambda guidance, t: guidance,
+    limit: Callable[[Predict], Predict] = lambda predict: predict,
+) -> Draw:
+    """How samples of a shape are drawn from a labelled prediction.
+
+    Args:
+        schedule: The forward process.
+        recipe: Solver and grid.
+        shape: Shape of one sample, ``(H, W, C)``.
+        num_classes: The null label of guidance.
+        guided: Whether to guide (two network evaluations a call) or to sample plainly.
+        scale: ``(guidance, t) -> scale``: how the scale asked for depends on time.
+        limit: ``predict -> predict``, applied last: thresholding.
+
+    Returns:
+        ``draw(predict, key, request)``. Start and noise of sample ``i`` come from
+        ``fold_in(key, index[i])``, so the picture depends on nothing else.
+    """
+
+    def draw(predict: LabelledPredict, key: Key, request: Request) -> Samples:
+        if guided:
+            bound = guidance.classifier_free(
+                predict, request.labels, num_classes, lambda t: scale(request.guidance, t)
+            )
+        else:
+
+            def bound(x, t):
+                return predict(x, t, request.labels)
+
+        keys = per_sample(key, request.index)
+        start, noise = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+        x = prior(schedule, recipe.ts[0], (request.index.shape[0], *shape), start)
+        solution = solvers.run(recipe, limit(bound), x, noise)
+        return Samples(solution.x, request.labels, solution.nfe)
+
+    return draw
