@@ -177,8 +177,9 @@ class Cosine(_VariancePreserving):
         return quarter * self.s, quarter * _float(t)
 
     def alpha(self, t: Array) -> Array:
-        start, moved = self._angles(t)
-        return jnp.cos(start + moved) / jnp.cos(start)
+        # The complement of the angle keeps its precision where the cosine vanishes.
+        start, _ = self._angles(t)
+        return jnp.sin(jnp.pi / 2 / (1 + self.s) * (1 - _float(t))) / jnp.cos(start)
 
     def sigma(self, t: Array) -> Array:
         # cos^2 a - cos^2 b = sin(b - a) sin(b + a).
