@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
-_BLOCK_ENTRIES = 2**22  # entries of a pairwise block: 32 MiB in float64
+_BLOCK_ENTRIES = 2**23  # entries of a pairwise block: 64 MiB in float64
+
+Blocks = Iterator[tuple[slice, np.ndarray]]
+Elementwise = Callable[[np.ndarray], np.ndarray]
 
 
 def as_matrix(array: ArrayLike, name: str, *, minimum: int = 2) -> np.ndarray:
@@ -87,42 +90,50 @@ def require_neighbours(k: int, count: int, name: str) -> None:
         )
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices that cover ``rows`` so that a block of ``columns`` columns stays small."""
-    step = max(1, _BLOCK_ENTRIES // columns)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+def gram_blocks(x: np.ndarray, y: np.ndarray) -> Blocks:
+    """Yields ``(rows, x[rows] @ y.T)``, a block of rows at a time."""
+    step = max(1, _BLOCK_ENTRIES // len(y))
+    for start in range(0, len(x), step):
+        rows = slice(start, min(start + step, len(x)))
+        yield rows, x[rows] @ y.T
 
 
-def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances ``|x_i - y_j|^2``, of shape ``(len(x), len(y))``.
+def distance_blocks(x: np.ndarray, y: np.ndarray) -> Blocks:
+    """Yields ``(rows, squared)``, the squared Euclidean distances ``|x_i - y_j|^2`` of those rows.
 
     ``|x|^2 + |y|^2 - 2 x.y`` about the mean of ``y``, which is fast but rounds: what is within the
     rounding error of zero becomes exactly zero, so that duplicates are at distance 0.
     """
     centre = y.mean(axis=0)
     x, y = x - centre, y - centre
-    scale = np.einsum("nd,nd->n", x, x)[:, None] + np.einsum("nd,nd->n", y, y)
-    squared = x @ y.T
-    squared *= -2
-    squared += scale
-    scale *= (x.shape[1] + 4) * np.finfo(np.float64).eps
-    squared[squared <= scale] = 0.0
-    return squared
+    norms_x, norms_y = (np.einsum("nd,nd->n", z, z) for z in (x, y))
+    tolerance = (x.shape[1] + 4) * np.finfo(np.float64).eps
+    for rows, squared in gram_blocks(x, y):
+        scale = norms_x[rows, None] + norms_y
+        squared *= -2
+        squared += scale
+        scale *= tolerance
+        squared[squared <= scale] = 0.0
+        yield rows, squared
 
 
-PairFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+def mean_between(blocks: Blocks, function: Elementwise) -> float:
+    """Mean of ``function`` over all entries of the blocks."""
+    total, count = 0.0, 0
+    for _, block in blocks:
+        total += function(block).sum()
+        count += block.size
+    return float(total / count)
 
 
-def mean_between(x: np.ndarray, y: np.ndarray, function: PairFunction) -> float:
-    """``mean_ij f(x_i, y_j)``, for ``f`` from rows ``(a, d)``, ``(b, d)`` to ``(a, b)``."""
-    total = sum(function(x[rows], y).sum() for rows in row_blocks(len(x), len(y)))
-    return float(total / (len(x) * len(y)))
+def mean_within(blocks: Blocks, function: Elementwise) -> float:
+    """Mean of ``function`` over the entries off the diagonal, for blocks of a set with itself.
 
-
-def mean_within(x: np.ndarray, function: PairFunction) -> float:
-    """The U-statistic ``mean_{i != j} f(x_i, x_j)``: unbiased, a sample never meets itself."""
-    total = 0.0
-    for rows in row_blocks(len(x), len(x)):
-        block = function(x[rows], x)
-        total += block.sum() - np.diagonal(block, offset=rows.start).sum()
-    return float(total / (len(x) * (len(x) - 1)))
+    The U-statistic: unbiased, because a sample never meets itself.
+    """
+    total, count = 0.0, 0
+    for rows, block in blocks:
+        values = function(block)
+        total += values.sum() - np.diagonal(values, offset=rows.start).sum()
+        count += block.size - len(block)
+    return float(total / count)

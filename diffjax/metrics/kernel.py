@@ -5,6 +5,7 @@ All are the unbiased estimate ``MMD^2 = mean_{i!=j} k(R_i, R_j) + mean_{i!=j} k(
 number of samples, so that it may be negative.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,12 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffjax.metrics._samples import (
-    PairFunction,
+    Blocks,
+    Elementwise,
     as_matrix,
     as_pair,
+    distance_blocks,
+    gram_blocks,
     mean_between,
     mean_within,
-    squared_distances,
 )
 
 __all__ = ["KernelDistance", "gaussian_mmd", "kernel_distance", "median_distance", "polynomial_mmd"]
@@ -78,7 +81,7 @@ def kernel_distance(
         return x[np.asarray(jax.random.permutation(key, len(x)))[:subset_size]]
 
     values = [
-        _mmd(draw(key_r, reference), draw(key_s, samples), _cubic)
+        _polynomial_mmd(draw(key_r, reference), draw(key_s, samples))
         for key_r, key_s in jax.random.split(key, (subsets, 2))
     ]
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
@@ -97,7 +100,7 @@ def polynomial_mmd(reference: ArrayLike, samples: ArrayLike) -> float:
     Raises:
         ValueError: Fewer than two samples, dimensions differ, or values are not finite.
     """
-    return _mmd(*as_pair(reference, samples), _cubic)
+    return _polynomial_mmd(*as_pair(reference, samples))
 
 
 def gaussian_mmd(
@@ -127,11 +130,11 @@ def gaussian_mmd(
             f"bandwidth={bandwidth} must be positive (is half of the reference one sample?)"
         )
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        exponent = squared_distances(x, y) / (-2 * bandwidth**2)
+    def kernel(squared: np.ndarray) -> np.ndarray:
+        exponent = squared / (-2 * bandwidth**2)
         return sum(np.exp(exponent / scale**2) for scale in _SCALES) / len(_SCALES)
 
-    return _mmd(reference, samples, kernel)
+    return _mmd(reference, samples, distance_blocks, kernel)
 
 
 def median_distance(samples: ArrayLike) -> float:
@@ -145,15 +148,24 @@ def median_distance(samples: ArrayLike) -> float:
     """
     samples = as_matrix(samples, "samples")
     samples = samples[:: -(-len(samples) // _MEDIAN_SAMPLES)]
-    pairs = squared_distances(samples, samples)[np.triu_indices(len(samples), k=1)]
-    return float(np.median(np.sqrt(pairs)))
+    squared = np.concatenate([block for _, block in distance_blocks(samples, samples)])
+    return float(np.median(np.sqrt(squared[np.triu_indices(len(samples), k=1)])))
 
 
-def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    base = x @ y.T / x.shape[1] + 1.0
-    return base * base * base  # several times as fast as NumPy's power
+def _polynomial_mmd(reference: np.ndarray, samples: np.ndarray) -> float:
+    def kernel(gram: np.ndarray) -> np.ndarray:
+        base = gram / reference.shape[1] + 1.0
+        return base * base * base  # several times as fast as NumPy's power
+
+    return _mmd(reference, samples, gram_blocks, kernel)
 
 
-def _mmd(reference: np.ndarray, samples: np.ndarray, kernel: PairFunction) -> float:
-    within = mean_within(reference, kernel) + mean_within(samples, kernel)
-    return within - 2 * mean_between(reference, samples, kernel)
+def _mmd(
+    reference: np.ndarray,
+    samples: np.ndarray,
+    pairs: Callable[[np.ndarray, np.ndarray], Blocks],
+    kernel: Elementwise,
+) -> float:
+    """The unbiased MMD^2 for a kernel that is a function of what ``pairs`` yields."""
+    within = sum(mean_within(pairs(x, x), kernel) for x in (reference, samples))
+    return within - 2 * mean_between(pairs(reference, samples), kernel)

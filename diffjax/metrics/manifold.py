@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike
 from diffjax.metrics._samples import (
     as_matrix,
     as_pair,
+    distance_blocks,
     require_neighbours,
-    row_blocks,
-    squared_distances,
 )
 
 __all__ = [
@@ -98,8 +97,7 @@ def precision_recall(reference: ArrayLike, samples: ArrayLike, *, k: int = 3) ->
     radii_s = _SLACK * _squared_radii(samples, k, "samples")
     precise = np.zeros(len(samples), bool)
     recalled = np.zeros(len(reference), bool)
-    for rows in row_blocks(len(samples), len(reference)):
-        squared = squared_distances(samples[rows], reference)
+    for rows, squared in distance_blocks(samples, reference):
         precise[rows] = (squared <= radii_r).any(axis=1)
         recalled |= (squared <= radii_s[rows, None]).any(axis=0)
     return PrecisionRecall(float(precise.mean()), float(recalled.mean()))
@@ -125,8 +123,8 @@ def density_coverage(reference: ArrayLike, samples: ArrayLike, *, k: int = 5) ->
     reference, samples = as_pair(reference, samples)
     radii = _SLACK * _squared_radii(reference, k, "reference")
     inside = np.zeros(len(reference), np.int64)
-    for rows in row_blocks(len(samples), len(reference)):
-        inside += (squared_distances(samples[rows], reference) <= radii).sum(axis=0)
+    for _, squared in distance_blocks(samples, reference):
+        inside += (squared <= radii).sum(axis=0)
     return DensityCoverage(float(inside.sum() / (k * len(samples))), float((inside > 0).mean()))
 
 
@@ -158,16 +156,15 @@ def realism(
     kept = radii <= np.quantile(radii, keep)
     reference, radii = reference[kept], radii[kept]
     scores = np.empty(len(samples))
-    for rows in row_blocks(len(samples), len(reference)):
-        distances = np.sqrt(squared_distances(samples[rows], reference))
-        scores[rows] = (radii / (distances + _REALISM_EPSILON)).max(axis=1)
+    for rows, squared in distance_blocks(samples, reference):
+        scores[rows] = (radii / (np.sqrt(squared) + _REALISM_EPSILON)).max(axis=1)
     return scores
 
 
 def _squared_radii(x: np.ndarray, k: int, name: str) -> np.ndarray:
     require_neighbours(k, len(x), name)
     radii = np.empty(len(x))
-    for rows in row_blocks(len(x), len(x)):
+    for rows, squared in distance_blocks(x, x):
         # Entry 0 of a sorted row is the sample itself, at distance 0; entry k its k-th neighbour.
-        radii[rows] = np.partition(squared_distances(x[rows], x), k, axis=1)[:, k]
+        radii[rows] = np.partition(squared, k, axis=1)[:, k]
     return radii

@@ -132,7 +132,7 @@ def train_classifier(
 
     AdamW with warm-up and cosine decay, on random batches shifted by up to one pixel each way and
     with Gaussian noise added. On the 898 training digits of scikit-learn it takes some four seconds
-    on two CPU cores and reaches 99 % on the other half.
+    on two CPU cores and reaches 98.5 to 99 % on the other half.
 
     Args:
         images: Floats in ``[-1, 1]``, ``(n, height, width, channels)``; -1 is the background that

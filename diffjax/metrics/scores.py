@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffjax.metrics._samples import as_labels, as_matrix, as_pair, row_blocks, squared_distances
+from diffjax.metrics._samples import as_labels, as_matrix, as_pair, distance_blocks
 
 __all__ = [
     "InceptionScore",
@@ -138,8 +138,7 @@ def mode_coverage(
         raise ValueError(f"std={std} and radius={radius} must be positive")
     modes = np.empty(len(samples), np.int64)
     good = np.empty(len(samples), bool)
-    for rows in row_blocks(len(samples), len(centres)):
-        squared = squared_distances(samples[rows], centres)
+    for rows, squared in distance_blocks(samples, centres):
         modes[rows] = squared.argmin(axis=1)
         good[rows] = squared.min(axis=1) <= (radius * std) ** 2
     return _coverage(np.bincount(modes[good], minlength=len(centres)), len(samples), share)

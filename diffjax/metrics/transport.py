@@ -12,10 +12,9 @@ from numpy.typing import ArrayLike
 
 from diffjax.metrics._samples import (
     as_pair,
+    distance_blocks,
     mean_between,
     mean_within,
-    row_blocks,
-    squared_distances,
 )
 
 __all__ = [
@@ -59,8 +58,8 @@ def energy_distance(reference: ArrayLike, samples: ArrayLike) -> float:
         ValueError: Fewer than two samples, dimensions differ, or values are not finite.
     """
     reference, samples = as_pair(reference, samples)
-    within = mean_within(reference, _distances) + mean_within(samples, _distances)
-    return 2 * mean_between(reference, samples, _distances) - within
+    within = sum(mean_within(distance_blocks(x, x), np.sqrt) for x in (reference, samples))
+    return 2 * mean_between(distance_blocks(reference, samples), np.sqrt) - within
 
 
 def sliced_wasserstein(
@@ -145,8 +144,7 @@ def nearest_neighbours(reference: ArrayLike, queries: ArrayLike, *, k: int = 1) 
         raise ValueError(f"k={k} neighbours need 1 <= k <= {len(reference)} reference samples")
     distances = np.empty((len(queries), k))
     indices = np.empty((len(queries), k), np.int64)
-    for rows in row_blocks(len(queries), len(reference)):
-        squared = squared_distances(queries[rows], reference)
+    for rows, squared in distance_blocks(queries, reference):
         nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
         values = np.take_along_axis(squared, nearest, axis=1)
         order = np.argsort(values, axis=1, kind="stable")
@@ -177,7 +175,3 @@ class _Coupling(NamedTuple):
         """``W_p^p`` of each column of ``x`` ``(n, c)`` and ``y`` ``(m, c)``."""
         gaps = np.abs(np.sort(x, axis=0)[self.left] - np.sort(y, axis=0)[self.right])
         return self.weights @ gaps**order
-
-
-def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(squared_distances(x, y))

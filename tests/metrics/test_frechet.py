@@ -103,6 +103,12 @@ def test_bias_is_what_finite_samples_show():
     np.testing.assert_allclose(np.mean(distances), frechet_bias(root.T @ root, 800, 500), rtol=0.06)
 
 
+def test_bias_holds_down_to_as_many_samples_as_dimensions():
+    generator = np.random.default_rng(0)
+    distances = [frechet_distance(*generator.standard_normal((2, 32, 32))) for _ in range(60)]
+    np.testing.assert_allclose(np.mean(distances), frechet_bias(np.eye(32), 32, 32), rtol=0.03)
+
+
 def test_bias_of_a_degenerate_covariance():
     np.testing.assert_allclose(
         frechet_bias(np.diag([1.0, 1.0, 0.0]), 100, 100), frechet_bias(np.eye(2), 100, 100)
