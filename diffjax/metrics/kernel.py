@@ -141,7 +141,8 @@ def median_distance(samples: ArrayLike) -> float:
     """Median Euclidean distance between two different samples, a bandwidth for kernels.
 
     Args:
-        samples: ``(n, ...)``; trailing axes are flattened. Of many, 2048 evenly spaced ones count.
+        samples: ``(n, ...)``; trailing axes are flattened. Of more than 2048, evenly spaced ones
+            count, at most 2048.
 
     Raises:
         ValueError: Fewer than two samples, or values that are not finite.
