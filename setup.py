@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "diffjax" / "__init__.py").read_text())[1]
 
-TFDS = ["tensorflow-datasets>=4.9.9", "array-record>=0.8"]
+# importlib-resources: imported by tensorflow-datasets 4.9.10, which does not declare it.
+TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib-resources>=6"]
 CONVERT = ["torch>=2.6", "safetensors>=0.4"]
 TEST = [
     *TFDS,

@@ -13,12 +13,14 @@ from diffjax.typing import Array, Key
 __all__ = ["fold_in", "normal", "per_sample"]
 
 
-def normal(key: Key, shape: tuple[int, ...], dtype=None) -> Array:
+def normal(key: Key | None, shape: tuple[int, ...], dtype=None) -> Array:
     """Standard normal noise of ``shape``, from one key or from one key per leading index.
 
     Raises:
-        ValueError: There are keys per sample, but not ``shape[0]`` of them.
+        ValueError: There is no key, or there are keys per sample but not ``shape[0]`` of them.
     """
+    if key is None:
+        raise ValueError("this solver adds noise: give solve a key")
     dtype = dtype or jnp.result_type(float)
     if not key.ndim:
         return jax.random.normal(key, shape, dtype)

@@ -104,21 +104,23 @@ class ArraySource:
         return {"image": self.images[index], "label": label}
 
 
-def in_memory(source: Source) -> ArraySource:
-    """Reads a whole source into arrays, for small data read many times or all at once.
+def in_memory(source: Source, limit: int | None = None) -> ArraySource:
+    """Reads a source into arrays, for small data read many times or all at once.
 
     Args:
         source: any source.
+        limit: how many examples at the most, evenly spread over the source; None for all.
 
     Returns:
         The same examples in the same order, as `.images` and `.labels` (None when unlabelled).
     """
-    if isinstance(source, ArraySource):
+    number = len(source) if limit is None else min(limit, len(source))
+    if isinstance(source, ArraySource) and number == len(source):
         return source
-    images = np.empty((len(source), *source.shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for i in range(len(source)):
-        example = source[i]
+    images = np.empty((number, *source.shape), np.uint8)
+    labels = np.empty(number, np.int32)
+    for i in range(number):
+        example = source[i * len(source) // number]
         images[i], labels[i] = example["image"], example["label"]
     return ArraySource(
         images,

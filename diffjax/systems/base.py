@@ -1,5 +1,6 @@
 """The system contract: what is trained, and how it draws samples."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,10 +80,12 @@ def gradient_update(
 
     Args:
         loss: ``(params, batch, slots, key) -> (mean loss, metrics)``. Draws that differ by row must
-            come from ``slots.keys(...)``, so that they do not depend on how the batch is split.
+            come from ``slots.keys(...)``, so that they do not depend on how the batch is split. All
+            parts of a batch get the same key: draws for the rows at hand together, such as dropout
+            masks, should fold in ``slots.index[0]``.
         optimizer: Turns gradients into updates.
         microbatches: Parts the batch is worked off in, one after another, to save memory; the
-            gradient is the mean of theirs.
+            gradient is the mean of theirs, which is that of the whole batch.
         ema_warmup: Whether the averages warm up (see :func:`diffjax.state.ema_decay`).
         axis: Name of the mapped axis under ``pmap``; None under ``jit``, where batches are global.
 
@@ -90,7 +93,10 @@ def gradient_update(
         ``update(state, batch, key)``; the metrics are the loss's own and ``loss``, ``grad_norm``,
         ``ema_distance`` (relative distance of the slowest average from the parameters).
     """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def value_and_grad(params, batch: Batch, slots: Slots, key: Key):
+        return loss(states.gather(params), batch, slots, key)
 
     def gradients(params, batch: Batch, slots: Slots, key: Key):
         if microbatches == 1:
@@ -100,11 +106,10 @@ def gradient_update(
             # Strided, so that each device of a sharded batch keeps its own rows.
             return leaf.reshape(-1, microbatches, *leaf.shape[1:]).swapaxes(0, 1)
 
-        def part(i, batch, index):
-            own = Slots(index, slots.total)
-            return value_and_grad(params, batch, own, jax.random.fold_in(key, i))
+        def part(batch, index):
+            return value_and_grad(params, batch, Slots(index, slots.total), key)
 
-        scanned = (jnp.arange(microbatches), jax.tree.map(split, batch), split(slots.index))
+        scanned = (jax.tree.map(split, batch), split(slots.index))
         shapes = jax.eval_shape(part, *jax.tree.map(lambda leaf: leaf[0], scanned))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 

@@ -127,7 +127,6 @@ def sampler(
     shape: tuple[int, ...],
     *,
     num_classes: int = 0,
-    guided: bool = False,
     scale: Callable[[Array, Array], Array] = lambda guidance, t: guidance,
     limit: Callable[[Predict], Predict] = lambda predict: predict,
 ) -> Draw:
@@ -138,17 +137,18 @@ def sampler(
         recipe: Solver and grid.
         shape: Shape of one sample, ``(H, W, C)``.
         num_classes: The null label of guidance.
-        guided: Whether to guide (two network evaluations a call) or to sample plainly.
         scale: ``(guidance, t) -> scale``: how the scale asked for depends on time.
         limit: ``predict -> predict``, applied last: thresholding.
 
     Returns:
-        ``draw(predict, key, request)``. Start and noise of sample ``i`` come from
-        ``fold_in(key, index[i])``, so the picture depends on nothing else.
+        ``draw(predict, key, request)``. A guidance scale that is the number 1, not an array, draws
+        plainly at one network evaluation a call; any other is guided, at two. Start and noise of
+        sample ``i`` come from ``fold_in(key, index[i])``: the picture depends on nothing else.
     """
 
     def draw(predict: LabelledPredict, key: Key, request: Request) -> Samples:
-        if guided:
+        plain = isinstance(request.guidance, int | float) and request.guidance == 1
+        if not plain:
             bound = guidance.classifier_free(
                 predict, request.labels, num_classes, lambda t: scale(request.guidance, t)
             )

@@ -1,0 +1,260 @@
+"""Scores of a trained system, each beside the score that real data get.
+
+For small data: a small classifier trained on the real training half is the judge (see
+``metrics.probe``); samples are compared with the *held-out* half, which neither the system nor the
+judge has seen, and with the training half. Beside each distance stands the floor, that of the
+training half from the held-out half, so that a reader can judge; and distances to the nearest
+training image tell whether samples are copies.
+"""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from diffjax import data, metrics, reference, sampling
+from diffjax.data import images as pictures
+from diffjax.experiment import Experiment
+from diffjax.metrics.probe import ClassifierProbe, train_classifier
+from diffjax.state import TrainState
+
+__all__ = ["distances", "evaluate", "table"]
+
+REPORT_FILE = "evaluation.json"
+
+# Pairwise distances are computed between all images of two sets: no more than this of each.
+MAX_REAL = 10_000
+QUANTILES = (0.05, 0.25, 0.5, 0.75)
+
+
+def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> dict:
+    """Draws ``config.evaluate.number`` samples, scores them, writes ``evaluation.json``, tells.
+
+    Also writes ``real_and_drawn.png``, real and drawn images side by side, and ``nearest.png``, the
+    training image nearest to each of some samples.
+
+    Returns:
+        The report: nested dicts of numbers, as in the file.
+
+    Raises:
+        ValueError: The source has no held-out split, or too few images.
+    """
+    workdir, config = pathlib.Path(workdir), experiment.config
+    settings, classes = config.evaluate, experiment.num_classes
+    train, held_out = (_real(experiment, split) for split in ("train", "test"))
+    probe = reference.probe(train, workdir) if train.num_classes > 1 else None
+
+    labels = None
+    if classes:
+        # At random, so that the splits of the inception score see all classes.
+        labels = np.random.default_rng(settings.seed).integers(classes, size=settings.number)
+        labels = labels.astype(np.int32)
+    # A seed of its own, so that the scores are not those of the pictures looked at.
+    drawn = sampling.draw(
+        experiment,
+        state,
+        number=settings.number,
+        labels=labels,
+        guidance=settings.guidance,
+        seed=_evaluation_seed(settings.seed),
+        progress="drawing samples to score",
+    )
+    samples = data.to_float(drawn.images)
+    report = {
+        "step": int(state.step),
+        "samples": settings.number,
+        "nfe": drawn.nfe,
+        "guidance": settings.guidance,
+        "real": {"train": len(train.images), "held_out": len(held_out.images)},
+        "features": probe.convention if probe else "none: the data have no labels",
+    }
+    sets = {
+        "samples_to_held_out": (held_out.images, samples),
+        "samples_to_train": (train.images, samples),
+        "train_to_held_out": (held_out.images, train.images),
+    }
+    report["distances"] = {
+        name: distances(probe, *(np.asarray(_float(part)) for part in pair))
+        for name, pair in sets.items()
+    }
+    report["nearest_training_image"] = {
+        "quantiles": QUANTILES,
+        "samples": _nearest(train.images, samples),
+        "held_out": _nearest(train.images, _float(held_out.images)),
+    }
+    if probe:
+        report["inception_score"] = {
+            "samples": metrics.inception_score(probe.logits(samples)).mean,
+            "held_out": metrics.inception_score(probe.logits(_float(held_out.images))).mean,
+        }
+    if probe and classes:
+        report["label_accuracy"] = _label_accuracy(experiment, state, probe, drawn, held_out)
+        report["classifier_trained_on"] = {
+            "samples": _trained_on(drawn.images, labels, held_out, classes),
+            "train": metrics.accuracy(probe.logits(_float(held_out.images)), held_out.labels),
+        }
+    if jax.process_index() == 0:
+        _write_pictures(workdir, drawn.images, train.images, held_out.images)
+        (workdir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        print(table(report))
+        print(f"as numbers: {workdir / REPORT_FILE}")
+    return report
+
+
+def distances(probe: ClassifierProbe | None, real: np.ndarray, other: np.ndarray) -> dict:
+    """All distances of one set of images from a real one.
+
+    Args:
+        probe: The judge whose features the Frechet distance, KID, precision and recall use; None
+            leaves those out.
+        real: Floats in [-1, 1], ``(n, H, W, C)``.
+        other: Floats in [-1, 1], ``(m, H, W, C)``.
+
+    Returns:
+        Values by name, with the sizes of both sets. Pixel distances are on the [0, 1] scale.
+    """
+    values = {"n": [len(real), len(other)]}
+    if probe:
+        first, second = probe.features(real), probe.features(other)
+        subset = min(800, len(real), len(other))
+        kid = metrics.kernel_distance(
+            first, second, jax.random.key(0), subsets=20, subset_size=subset
+        )
+        manifold = metrics.precision_recall(first, second)
+        covered = metrics.density_coverage(first, second)
+        bias = metrics.frechet_bias(np.cov(first.T), len(first), len(second))
+        values |= {
+            "frechet": metrics.frechet_distance(first, second),
+            "frechet_bias": bias,
+            "kid": kid.mean,
+            "precision": manifold.precision,
+            "recall": manifold.recall,
+            "density": covered.density,
+            "coverage": covered.coverage,
+        }
+    pixels = [(images.reshape(len(images), -1) + 1) / 2 for images in (real, other)]
+    values["energy"] = metrics.energy_distance(*pixels)
+    values["sliced_wasserstein"] = metrics.sliced_wasserstein(*pixels, jax.random.key(0))
+    return values
+
+
+def table(report: dict) -> str:
+    """The report for a reader: what each figure is, beside what real data get."""
+    names = {
+        "frechet": "Frechet distance of features",
+        "kid": "KID of features",
+        "precision": "precision",
+        "recall": "recall",
+        "density": "density",
+        "coverage": "coverage",
+        "energy": "energy distance of pixels",
+        "sliced_wasserstein": "sliced Wasserstein^2 of pixels",
+    }
+    columns = report["distances"]
+    lines = [
+        f"{report['samples']} samples of step {report['step']}, {report['nfe']} network "
+        f"evaluations each, guidance {report['guidance']:g}; features: {report['features']}",
+        f"{'':32}{'to held-out':>14}{'to training':>14}{'floor':>12}",
+    ]
+    for name, title in names.items():
+        if name in columns["train_to_held_out"]:
+            values = [columns[c][name] for c in columns]
+            lines.append(f"{title:32}{values[0]:14.4g}{values[1]:14.4g}{values[2]:12.4g}")
+    lines.append("floor: training half to held-out half, what real images get")
+    near = report["nearest_training_image"]
+    lines.append(
+        "distance to the nearest training image, median: "
+        f"samples {near['samples'][2]:.3f}, held-out images {near['held_out'][2]:.3f}"
+    )
+    if "inception_score" in report:
+        score = report["inception_score"]
+        lines.append(
+            f"inception score: samples {score['samples']:.2f}, held-out {score['held_out']:.2f}"
+        )
+    for name, value in report.get("label_accuracy", {}).items():
+        lines.append(f"classified as their label: {name} {100 * value:.1f} %")
+    if "classifier_trained_on" in report:
+        trained = report["classifier_trained_on"]
+        lines.append(
+            "held-out accuracy of a classifier trained on samples "
+            f"{100 * trained['samples']:.1f} %, on the training half {100 * trained['train']:.1f} %"
+        )
+    return "\n".join(lines)
+
+
+def _real(experiment: Experiment, split: str) -> data.ArraySource:
+    config = experiment.config.data
+    source = data.create(config.source, split=split, **config.options)
+    return data.in_memory(source, MAX_REAL)
+
+
+def _float(images: np.ndarray) -> np.ndarray:
+    return np.asarray(data.to_float(images) if images.dtype == np.uint8 else images)
+
+
+def _evaluation_seed(seed: int) -> int:
+    return 2**31 + seed
+
+
+def _nearest(train: np.ndarray, images: np.ndarray) -> list[float]:
+    """Quantiles of the distance to the nearest training image, on the [0, 1] scale of pixels."""
+    found = metrics.nearest_neighbours(_float(train) / 2, np.asarray(images) / 2)
+    return [float(q) for q in np.quantile(found.distances[:, 0], QUANTILES)]
+
+
+def _label_accuracy(
+    experiment: Experiment,
+    state: TrainState,
+    probe: ClassifierProbe,
+    drawn: sampling.Drawn,
+    held_out: data.ArraySource,
+) -> dict[str, float]:
+    """Share of images that the judge gives the label asked for, without and with guidance."""
+    settings, guidance = experiment.config.evaluate, experiment.config.sample.guidance
+    sets = {f"guidance {settings.guidance:g}": (drawn.images, drawn.labels)}
+    if guidance != settings.guidance:
+        guided = sampling.draw(
+            experiment,
+            state,
+            number=settings.number,
+            labels=drawn.labels,
+            guidance=guidance,
+            seed=_evaluation_seed(settings.seed),
+            progress=f"drawing samples with guidance {guidance:g}",
+        )
+        sets[f"guidance {guidance:g}"] = (guided.images, drawn.labels)
+    sets["real, held-out"] = (held_out.images, held_out.labels)
+    return {
+        name: metrics.accuracy(probe.logits(_float(images)), labels)
+        for name, (images, labels) in sets.items()
+    }
+
+
+def _trained_on(
+    images: np.ndarray, labels: np.ndarray, held_out: data.ArraySource, classes: int
+) -> float:
+    """Classification accuracy score: a classifier trained on samples only, on held-out images."""
+    judge = train_classifier(_float(images), labels, classes)
+    return metrics.accuracy(judge.logits(_float(held_out.images)), held_out.labels)
+
+
+def _write_pictures(
+    workdir: pathlib.Path, drawn: np.ndarray, train: np.ndarray, held_out: np.ndarray
+) -> None:
+    size = min(100, len(drawn), len(held_out))
+    gap = np.full((drawn.shape[1] * -(-size // 10), 4, drawn.shape[3]), 255, np.uint8)
+    sheets = [pictures.image_grid(part[:size], 10) for part in (held_out, drawn)]
+    pictures.save_png(
+        workdir / "real_and_drawn.png", np.concatenate([sheets[0], gap, sheets[1]], 1)
+    )
+    some = drawn[:40]
+    found = metrics.nearest_neighbours(_float(train), _float(some)).indices[:, 0]
+    # Each row of samples above the row of their nearest training images.
+    rows = [
+        half
+        for start in range(0, len(some), 20)
+        for half in (some[start : start + 20], train[found[start : start + 20]])
+    ]
+    pictures.save_png(workdir / "nearest.png", pictures.image_grid(np.concatenate(rows), 20))

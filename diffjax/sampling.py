@@ -1,0 +1,178 @@
+"""Drawing samples: any number, in batches, over all devices, the same picture whatever the split.
+
+Sample ``i`` of a seed depends on the seed and on ``i`` alone: not on the batch it is drawn in, nor
+on how many devices share the work, nor on ``pmap`` or ``jit``.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from diffjax import parallel
+from diffjax.data import images
+from diffjax.experiment import Experiment, sample_labels
+from diffjax.state import TrainState
+from diffjax.systems import Request
+from diffjax.typing import Key
+
+__all__ = ["Drawn", "compile_draw", "draw", "sample", "save"]
+
+Draw = Callable[[TrainState, Key, np.ndarray, np.ndarray | None], np.ndarray]
+
+
+class Drawn(NamedTuple):
+    """Samples on the host.
+
+    Attributes:
+        images: uint8 ``(n, height, width, channels)``.
+        labels: The classes asked for, int32 ``(n,)``, or None.
+        nfe: Network evaluations per sample.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    nfe: int
+
+
+def compile_draw(
+    experiment: Experiment, mesh: Mesh, guidance: float = 1.0
+) -> tuple[Draw, Callable[[], int]]:
+    """The system's ``sample`` for many devices.
+
+    Args:
+        experiment: What is drawn from.
+        mesh: The devices, which share the rows.
+        guidance: Guidance scale; 1 draws plainly, at one network evaluation a call.
+
+    Returns:
+        ``draw(state, key, index, labels) -> uint8 images`` on the host, for a number of rows that
+        the mesh divides; and a function that tells the network evaluations per sample once drawn.
+    """
+    pmapped = experiment.config.parallel.mode == "pmap"
+    nfe = []
+
+    def body(state, key, index, labels):
+        samples = experiment.system.sample(state, key, Request(index, labels, guidance))
+        nfe.append(samples.nfe)
+        return images.to_uint8(samples.images)
+
+    if pmapped:
+        mapped = jax.pmap(body, in_axes=(None, None, 0, 0), devices=list(mesh.devices.flat))
+    else:
+        mapped = jax.jit(body, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def run(state: TrainState, key: Key, index: np.ndarray, labels: np.ndarray | None):
+        rows = (index, labels)
+        if pmapped:
+            rows = jax.tree.map(lambda leaf: leaf.reshape(mesh.size, -1), rows)
+        else:
+            rows = jax.device_put(rows, parallel.batch_sharding(mesh))
+        drawn = np.asarray(mapped(state, key, *rows))
+        return drawn.reshape(-1, *drawn.shape[-3:])
+
+    return run, lambda: nfe[-1]
+
+
+def draw(
+    experiment: Experiment,
+    state: TrainState,
+    *,
+    number: int,
+    labels: np.ndarray | None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    progress: str | None = None,
+) -> Drawn:
+    """Draws samples ``0 .. number - 1`` of a seed, in batches of ``config.sample.batch_size``.
+
+    Args:
+        experiment: What is drawn from.
+        state: Its state; the average that ``config.sample.ema`` names is used.
+        number: How many.
+        labels: Classes asked for, int32 ``(number,)``; None for an unconditional system.
+        guidance: Guidance scale; 1 draws plainly.
+        seed: Of the samples.
+        progress: Title of a progress bar, shown on a terminal; None for none.
+
+    Raises:
+        ValueError: Labels and system do not fit.
+    """
+    if (labels is None) != (experiment.num_classes == 0):
+        raise ValueError(
+            "this system is unconditional and takes no labels"
+            if labels is not None
+            else f"this system needs labels, 0..{experiment.num_classes - 1}"
+        )
+    mesh = parallel.make_mesh(experiment.config.parallel.mode, experiment.config.parallel.fsdp)
+    size = min(experiment.config.sample.batch_size, number)
+    size = -(-size // mesh.size) * mesh.size
+    run, nfe = compile_draw(experiment, mesh, guidance)
+    key, parts = jax.random.key(seed), []
+    # Off (None) unless the output is a terminal.
+    bar = tqdm(total=number, desc=progress, unit="sample", disable=None if progress else True)
+    with bar:
+        for start in range(0, number, size):
+            # The last batch is as large as the others: one program serves all.
+            index = np.arange(start, start + size)
+            wanted = None if labels is None else np.resize(labels[start : start + size], size)
+            part = run(state, key, index, wanted)[: number - start]
+            parts.append(part)
+            bar.update(len(part))
+    return Drawn(np.concatenate(parts), labels, nfe())
+
+
+def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:
+    """What ``--mode sample`` does: draws as ``config.sample`` says, saves, and tells where.
+
+    Returns:
+        Path of the ``.npz``; the grid lies beside it.
+    """
+    config = experiment.config.sample
+    labels = sample_labels(config.labels, config.number, experiment.num_classes, config.seed)
+    drawn = draw(
+        experiment,
+        state,
+        number=config.number,
+        labels=labels,
+        guidance=config.guidance,
+        seed=config.seed,
+        progress="sampling",
+    )
+    path = pathlib.Path(workdir, "samples", name(experiment, state, drawn))
+    if jax.process_index() == 0:
+        save(path, drawn)
+        grid = path.with_suffix(".png")
+        columns = experiment.num_classes if config.labels == "cycle" else None
+        images.save_png(grid, images.image_grid(drawn.images[:400], columns or None))
+        print(f"{config.number} samples at {drawn.nfe} network evaluations each: {path}")
+        print(f"as a picture: {grid}")
+    return path
+
+
+def name(experiment: Experiment, state: TrainState, drawn: Drawn) -> str:
+    """File name that tells how samples were drawn; other settings never share it."""
+    config = experiment.config.sample
+    settings = json.dumps(config.to_dict(), sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
+    shape = "x".join(map(str, drawn.images.shape))
+    return (
+        f"step{int(state.step)}_{config.solver}{config.calls}_guidance{config.guidance:g}"
+        f"_seed{config.seed}_{digest}_{shape}.npz"
+    )
+
+
+def save(path: pathlib.Path, drawn: Drawn) -> None:
+    """Writes ``arr_0`` uint8 NHWC and, when there are labels, ``arr_1``: the ADM suite's form."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"arr_0": drawn.images}
+    if drawn.labels is not None:
+        arrays["arr_1"] = drawn.labels
+    np.savez(path, **arrays)
