@@ -2,14 +2,15 @@
 
 Command   python main.py --config configs/digits/default.py --workdir runs/digits --mode train
 Hardware  2 CPU cores
-Variants  default.py:quick   a few steps of everything, to see it run
+Variants  default.py:quick        a few steps of everything, to see it run
+          default.py:unet         another network, likewise dit; several: default.py:dit,quick
 """
 
 import ml_collections
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The experiment; ``variant`` is what follows the colon on the command line."""
+def get_config(variants: str = "") -> ml_collections.ConfigDict:
+    """The experiment; ``variants`` is what follows the colon on the command line."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.system = "diffusion"
@@ -33,6 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss = dict(
         target="x0",
         weighting="edm",  # '' for the plain loss on the target; or edm, min_snr, sigmoid, snr, v
+        weighting_options=dict(),  # the weighting's own, e.g. gamma
         times="log_normal",  # uniform, stratified, discrete, log_normal
         times_options=dict(mean=-1.2, std=1.2),
         label_dropout=0.1,
@@ -63,6 +65,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sample = dict(
         number=100,
         batch_size=500,
+        seed=0,
         labels="cycle",  # cycle: 0, 1, 2, ... in turn; random; or a list '3,3,7'
         solver="dpm_solver_pp_2m",
         options=dict(),  # the solver's own, e.g. eta
@@ -79,13 +82,34 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         guidance=1.0,
         seed=0,
     )
-    if variant == "quick":
-        config.train.update(
-            steps=20, batch_size=64, log_every=5, checkpoint_every=10, sample_every=10
-        )
-        config.model.update(width=64, depth=2)
-        config.sample.update(number=20, batch_size=20, calls=6)
-        config.evaluate.number = 100
-    elif variant:
-        raise ValueError(f"default.py has no variant {variant!r}: use 'quick' or none")
+    for name in filter(None, variants.split(",")):
+        if name not in VARIANTS:
+            raise ValueError(f"no variant {name!r}; variants: {', '.join(VARIANTS)}")
+        VARIANTS[name](config)
     return config
+
+
+def quick(config: ml_collections.ConfigDict) -> None:
+    """A few steps of everything."""
+    config.train.update(steps=20, batch_size=64, log_every=5, checkpoint_every=10, sample_every=10)
+    config.sample.update(number=20, batch_size=20, calls=6)
+    config.evaluate.number = 100
+    if config.network == "mlp":
+        config.model.update(width=64, depth=2)
+
+
+def unet(config: ml_collections.ConfigDict) -> None:
+    """Convolutions and attention at 4x4, 0.7 million parameters."""
+    config.network = "unet"
+    config.model = dict(
+        ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.1, dtype="float32"
+    )
+
+
+def dit(config: ml_collections.ConfigDict) -> None:
+    """A transformer on 16 patches."""
+    config.network = "dit"
+    config.model = dict(patch_size=2, width=128, depth=4, num_heads=4, remat=False, dtype="float32")
+
+
+VARIANTS = {"quick": quick, "unet": unet, "dit": dit}

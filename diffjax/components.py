@@ -1,0 +1,279 @@
+"""The parts of an experiment, each from its section of the config.
+
+Every function takes the config first and what the part depends on after it, and finds what is wrong
+with its section: unknown names, unknown options, parts that do not fit together. Parts are traced
+for their shapes where that shows more; nothing is computed. The registries are plain dicts: a new
+network or schedule is one more entry.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from diffjax import guidance, losses, models, schedules, solvers
+from diffjax import prediction as predictions
+from diffjax.losses import Slots
+from diffjax.options import about, choose, keywords, unknown
+from diffjax.prediction import Parametrization, Prediction
+from diffjax.schedules import Discrete, Schedule, half_log_snr
+from diffjax.solvers import Recipe, timesteps
+from diffjax.systems import Request, sampler
+from diffjax.systems.diffusion import Draw, Objective
+from diffjax.typing import Array
+
+__all__ = [
+    "EMPIRICAL",
+    "NETWORKS",
+    "SCHEDULES",
+    "draw",
+    "learning_rate",
+    "network",
+    "objective",
+    "optimizer",
+    "parametrization",
+    "recipe",
+    "sample_labels",
+    "schedule",
+    "times",
+]
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "dit": models.DiT,
+    "mlp": models.MLP,
+    "unet": models.UNet,
+}
+EMPIRICAL = "empirical"  # the training set itself, where a network would be named
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "cosine": schedules.Cosine,
+    "discrete_cosine": Discrete.cosine,
+    "discrete_linear": Discrete.linear,
+    "edm": schedules.EDM,
+    "flow_matching": schedules.FlowMatching,
+    "subvp": schedules.SubVP,
+    "ve": schedules.VE,
+    "vp_linear": schedules.VPLinear,
+}
+
+LIMITS = {"static": guidance.threshold, "dynamic": guidance.dynamic_threshold}
+
+DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
+
+
+def schedule(config: ml_collections.ConfigDict) -> Schedule:
+    """The forward process."""
+    make = choose("schedule.name", config.schedule.name, SCHEDULES)
+    with about("schedule"):
+        options = keywords("schedule.options", make, config.schedule.options)
+        made = make(**options)
+        ends = half_log_snr(made, made.t_min), half_log_snr(made, made.t_max)
+        # Written so that NaN fails too.
+        if not (0 <= made.t_min < made.t_max and ends[0] > ends[1]):
+            raise ValueError(
+                f"{config.schedule.name} with {options} is no forward process: the noise must grow "
+                f"from t_min={made.t_min} to t_max={made.t_max}"
+            )
+    return made
+
+
+def parametrization(config: ml_collections.ConfigDict) -> Parametrization:
+    """What the network predicts."""
+    with about("prediction.parametrization"):
+        mean = predictions.parametrization(
+            config.prediction.parametrization, sigma_data=config.prediction.sigma_data
+        )
+    return predictions.learned_range(mean) if config.prediction.learned_variance else mean
+
+
+def network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+    """The network, told the number of classes and whether it has a variance to predict."""
+    if config.network not in NETWORKS:
+        raise unknown("config.network: unknown name", config.network, [*NETWORKS, EMPIRICAL])
+    module = NETWORKS[config.network]
+    inferred = dict(num_classes=num_classes, learned_variance=config.prediction.learned_variance)
+    options = keywords("model", module, config.model, reserved=("parent", "name", *inferred))
+    if "dtype" in options:
+        options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
+    if module is models.MLP:
+        # EDM tells its network log(sigma) / 4, all others an index up to 999.
+        of_order_one = config.prediction.parametrization == "edm"
+        options.setdefault("time_embedding", "fourier" if of_order_one else "sinusoidal")
+    return module(**options, **inferred)
+
+
+def times(config: ml_collections.ConfigDict, schedule: Schedule) -> Callable[..., Array]:
+    """How training draws times: ``(schedule, key, slots) -> t``."""
+    make = choose("loss.times", config.loss.times, losses.TIMES)
+    taken = ("schedule", "key", "slots")
+    with about("loss"):
+        options = keywords("loss.times_options", make, config.loss.times_options, reserved=taken)
+        drawn = functools.partial(make, **options)
+        slots = Slots(jnp.arange(2), 2)
+        jax.eval_shape(lambda key: drawn(schedule, key, slots), jax.random.key(0))
+    return drawn
+
+
+def objective(config: ml_collections.ConfigDict) -> Objective:
+    """The loss: a target without weighting, or ``x0`` with one."""
+    loss = config.loss
+    choose("loss.target", loss.target, losses.TARGETS)
+    if not loss.weighting:
+        if loss.weighting_options:
+            raise ValueError("config.loss.weighting_options are set, but not config.loss.weighting")
+        return functools.partial(losses.regression, target=loss.target)
+    make = choose("loss.weighting", loss.weighting, losses.WEIGHTINGS)
+    if loss.target != "x0":
+        raise ValueError(
+            f"config.loss.weighting={loss.weighting!r} multiplies the error of x0, but "
+            f"config.loss.target is {loss.target!r}: set the target to 'x0' or the weighting to ''"
+        )
+    options = keywords("loss.weighting_options", make, loss.weighting_options)
+    if make is losses.edm_weight:
+        options.setdefault("sigma_data", config.prediction.sigma_data)
+    return functools.partial(losses.weighted_x0, weighting=make(**options))
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """The rate by step: a linear warm-up, then the decay, which reaches 0 with the last step."""
+    peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+    rest = max(config.train.steps - warmup, 1)
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+    }[config.optimizer.decay]
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The named optimiser of optax at the scheduled rate, behind the clipping of gradients."""
+    name = config.optimizer.name
+    make = getattr(optax, name, None)
+    if not _is_optimizer(make):
+        named = [entry for entry in dir(optax) if _is_optimizer(getattr(optax, entry))]
+        raise unknown("config.optimizer.name: optax has no optimiser", name, named)
+    options = keywords(
+        "optimizer.options", make, config.optimizer.options, reserved=("learning_rate",)
+    )
+    with about("optimizer"):
+        try:
+            transformation = make(learning_rate(config), **options)
+            params = {"w": jnp.zeros((2, 2))}
+            state = jax.eval_shape(transformation.init, params)
+            jax.eval_shape(transformation.update, params, state, params)
+        except TypeError as error:
+            raise ValueError(f"{name} with {options} cannot be used: {error}") from error
+    if not config.optimizer.clip_norm:
+        return transformation
+    return optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), transformation)
+
+
+def _is_optimizer(make: Any) -> bool:
+    return inspect.isfunction(make) and "learning_rate" in inspect.signature(make).parameters
+
+
+def recipe(config: ml_collections.ConfigDict, schedule: Schedule) -> Recipe:
+    """Solver and grid."""
+    sample = config.sample
+    choose("sampler", config.sampler, {"solver": solvers.recipe})
+    solver = choose("sample.solver", sample.solver, solvers.SOLVERS)
+    choose("sample.grid", sample.grid, timesteps.GRIDS)
+    with about("sample"):
+        options = keywords("sample.options", solver, sample.options, reserved=("schedule",))
+        return solvers.recipe(
+            sample.solver,
+            schedule,
+            sample.calls,
+            grid=sample.grid,
+            denoise=sample.denoise,
+            **options,
+        )
+
+
+def draw(
+    config: ml_collections.ConfigDict,
+    schedule: Schedule,
+    recipe: Recipe,
+    shape: tuple[int, int, int],
+    num_classes: int,
+) -> Draw:
+    """How samples are drawn: solver, guidance and thresholding."""
+    sample = config.sample
+    scales = {"sample.guidance": sample.guidance, "evaluate.guidance": config.evaluate.guidance}
+    for field, scale in scales.items():
+        if scale == 1:
+            continue
+        if not num_classes:
+            raise ValueError(
+                f"config.{field}={scale}, but the system is unconditional: set it to 1, or "
+                "config.data.conditional to True"
+            )
+        if not config.loss.label_dropout and config.network != EMPIRICAL:
+            raise ValueError(
+                f"config.{field}={scale} needs a network that knows the null label: train with "
+                "config.loss.label_dropout above 0 (0.1 is usual), or set the guidance to 1"
+            )
+    modifiers = {}
+    if sample.guidance_interval:
+        low, high = sample.guidance_interval
+        with about("sample.guidance_interval"):
+            guidance.interval(1.0, low, high)
+        modifiers["scale"] = lambda scale, t: guidance.interval(scale, low, high)(t)
+    if sample.threshold:
+        limit = LIMITS[sample.threshold]
+        modifiers["limit"] = functools.partial(limit, schedule=schedule)
+    drawn = sampler(schedule, recipe, shape, num_classes=num_classes, **modifiers)
+
+    def predict(x: Array, t: Array, labels: Array | None) -> Prediction:
+        return Prediction(x, x, jnp.zeros_like(x) if config.prediction.learned_variance else None)
+
+    labels = sample_labels(sample.labels, 1, num_classes)
+    with about("sample"):
+        request = Request(jnp.arange(1), labels, sample.guidance)
+        jax.eval_shape(lambda key: drawn(predict, key, request).images, jax.random.key(0))
+    return drawn
+
+
+def sample_labels(spec: str, number: int, num_classes: int, seed: int = 0) -> np.ndarray | None:
+    """The classes to draw, from ``config.sample.labels``.
+
+    Args:
+        spec: ``'cycle'`` for 0, 1, 2, ... in turn, ``'random'``, or classes as in ``'3,3,7'``,
+            which are repeated as often as needed.
+        number: How many.
+        num_classes: Number of classes the system knows; 0 when it is unconditional.
+        seed: Of the random classes.
+
+    Returns:
+        int32 ``(number,)``, or None for an unconditional system.
+
+    Raises:
+        ValueError: The text is none of these, or a label is out of range.
+    """
+    if spec in ("cycle", "random"):
+        if not num_classes:
+            return None
+        if spec == "cycle":
+            return np.arange(number, dtype=np.int32) % num_classes
+        return np.random.default_rng(seed).integers(num_classes, size=number, dtype=np.int32)
+    field = f"config.sample.labels={spec!r}"
+    try:
+        labels = [int(part) for part in spec.split(",")]
+    except ValueError:
+        raise ValueError(f"{field}: use 'cycle', 'random' or classes as in '3,3,7'") from None
+    if not num_classes:
+        raise ValueError(f"{field}, but the system is unconditional: use 'cycle'")
+    outside = [label for label in labels if not 0 <= label < num_classes]
+    if outside:
+        raise ValueError(f"{field}: no class {outside[0]}, classes are 0..{num_classes - 1}")
+    return np.resize(np.asarray(labels, np.int32), number)

@@ -1,0 +1,185 @@
+"""From a config to an experiment: everything that the config names, made and checked.
+
+    experiment = build(configuration.load("configs/digits/default.py:quick"))
+
+Whatever a config can get wrong is found here, before anything is trained or written.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from diffjax import components, data, parallel, systems
+from diffjax.components import EMPIRICAL, learning_rate, optimizer, sample_labels
+from diffjax.configuration import validate
+from diffjax.data import Source
+from diffjax.data.base import check_labels
+from diffjax.options import about, choose
+from diffjax.schedules import Schedule
+from diffjax.solvers import Recipe
+from diffjax.systems import System
+
+__all__ = [
+    "SYSTEMS",
+    "Experiment",
+    "abstract_batch",
+    "build",
+    "check_devices",
+    "learning_rate",
+    "optimizer",
+    "sample_labels",
+]
+
+
+class Experiment(NamedTuple):
+    """A config with everything that it names.
+
+    Attributes:
+        config: The config, with what was found from the data filled in.
+        system: What is trained, and how it draws samples; None only while it is being made.
+        source: The training data, or None when they were not opened.
+        schedule: The forward process.
+        recipe: Solver and grid of sampling.
+        shape: Shape of an image, ``(height, width, channels)``.
+        num_classes: Number of classes the system knows, 0 when it is unconditional.
+    """
+
+    config: ml_collections.ConfigDict
+    system: System | None
+    source: Source | None
+    schedule: Schedule
+    recipe: Recipe
+    shape: tuple[int, int, int]
+    num_classes: int
+
+
+def build(config: ml_collections.ConfigDict, *, open_data: bool = True) -> Experiment:
+    """Makes the experiment of a config. Only shapes are computed; nothing is written.
+
+    Args:
+        config: As described by ``configuration.FIELDS``; it is not changed.
+        open_data: Whether to open the data. Drawing from a stored run needs none: its config has
+            the shape and the number of classes.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: Anything in the config is unknown, of the wrong kind, or does not fit the rest.
+    """
+    validate(config)
+    config = config.copy_and_resolve_references()
+    make = choose("system", config.system, SYSTEMS)
+    recorded = "shape" in config.data and "num_classes" in config.data
+    source = None
+    if open_data or not recorded or config.network == EMPIRICAL:
+        source = _open(config)
+    if config.data.conditional and not config.data.num_classes:
+        raise ValueError(
+            "config.data.conditional is True, but the data have no labels: use labelled data, or "
+            "set it to False"
+        )
+    schedule = components.schedule(config)
+    experiment = Experiment(
+        config=config,
+        system=None,
+        source=source,
+        schedule=schedule,
+        recipe=components.recipe(config, schedule),
+        shape=tuple(config.data.shape),
+        num_classes=config.data.num_classes if config.data.conditional else 0,
+    )
+    return experiment._replace(system=make(experiment))
+
+
+def _open(config: ml_collections.ConfigDict) -> Source:
+    """Opens the training data, and fills in what only they know."""
+    with about("data"):
+        source = data.create(config.data.source, split="train", **config.data.options)
+    found = {"shape": tuple(source.shape), "num_classes": source.num_classes}
+    for field, value in found.items():
+        given = config.data.get(field, value)
+        if given != value:
+            raise ValueError(
+                f"config.data.{field} is {given}, but the data {source.name!r} have {value}: they "
+                "are not the data of this experiment"
+            )
+    config.data.update(found)
+    check_labels(source, config.data.conditional)
+    return source
+
+
+def _diffusion(experiment: Experiment) -> System:
+    """A denoising network, or the training set itself in its place."""
+    config, schedule, num_classes = experiment.config, experiment.schedule, experiment.num_classes
+    draw = components.draw(config, schedule, experiment.recipe, experiment.shape, num_classes)
+    if config.network == EMPIRICAL:
+        examples = data.in_memory(experiment.source)
+        labels = np.zeros(len(examples), int) if examples.labels is None else examples.labels
+        return systems.empirical(
+            data.to_float(examples.images), labels, schedule, draw, num_classes
+        )
+    if config.sample.ema and config.sample.ema not in map(str, config.optimizer.ema_rates):
+        raise ValueError(
+            f"config.sample.ema={config.sample.ema!r} is not kept: config.optimizer.ema_rates is "
+            f"{config.optimizer.ema_rates}; use one of those, or '' for the raw parameters"
+        )
+    system = systems.diffusion(
+        components.network(config, num_classes),
+        schedule,
+        components.parametrization(config),
+        objective=components.objective(config),
+        times=components.times(config, schedule),
+        optimizer=optimizer(config),
+        draw=draw,
+        num_classes=num_classes,
+        label_dropout=config.loss.label_dropout,
+        ema_rates=config.optimizer.ema_rates,
+        ema_warmup=config.optimizer.ema_warmup,
+        sample_ema=config.sample.ema,
+        microbatches=config.train.microbatches,
+        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+    )
+    with about("model"):
+        try:
+            jax.eval_shape(system.init, jax.random.key(0), abstract_batch(experiment, 1))
+        except (TypeError, ArithmeticError, LookupError) as error:
+            # A depth of -1, no heads, a width of 'wide': every network fails in its own way.
+            raise ValueError(
+                f"network {config.network!r} cannot be made with {config.model.to_dict()}: {error}"
+            ) from error
+    return system
+
+
+# Makers of systems, by name, from the experiment without one.
+SYSTEMS: dict[str, Callable[[Experiment], System]] = {"diffusion": _diffusion}
+
+
+def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a training batch."""
+    return {
+        "image": jax.ShapeDtypeStruct((size, *experiment.shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+
+
+def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Checks that a batch can be spread over the devices and cut into microbatches.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    batch, parts, fsdp = config.train.batch_size, config.train.microbatches, config.parallel.fsdp
+    if batch % (devices * parts):
+        raise ValueError(
+            f"config.train.batch_size={batch} must be a multiple of {devices * parts}: devices "
+            f"({devices}) times config.train.microbatches ({parts})"
+        )
+    if config.parallel.mode == "pmap" and fsdp != 1:
+        raise ValueError(f"config.parallel.fsdp={fsdp}: pmap replicates the state; set it to 1")
+    if devices % fsdp:
+        raise ValueError(f"config.parallel.fsdp={fsdp} must divide the {devices} devices")

@@ -1,0 +1,204 @@
+"""Trains diffusion models, draws samples from them and measures how good those are.
+
+  python main.py --mode train    --config configs/digits/default.py --workdir runs/digits
+  python main.py --mode sample   --workdir runs/digits --config.sample.number=64
+  python main.py --mode evaluate --workdir runs/digits
+  python main.py --mode dry_run  --config configs/cifar10/ddpm.py
+
+Modes
+  train     trains, or goes on with the run in the workdir
+  sample    draws samples from the run in the workdir
+  evaluate  scores samples of the run in the workdir against its data
+  stats     writes feature statistics of the config's data into the workdir
+  dry_run   prints the config, and what an update takes: parameters, FLOPs, memory; writes nothing
+  demo      trains, draws and scores, one after the other
+
+Every field of the config is a flag: --config.train.steps=100 --config.sample.options.eta=0.5. A
+config file may take an argument after a colon: configs/digits/default.py:quick. A run keeps its
+config, so with a run in --workdir no --config is needed.
+"""
+
+import logging as formats
+import os
+import pathlib
+import platform
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags, logging
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line and returns its exit code: 2 for a mistake in it, told in one line."""
+    try:
+        options, overrides = parse(argv)
+        if options.help:
+            print(f"{__doc__}\nFlags\n{options.module_help('main.py')}")
+            return 0
+        run(options, overrides)
+    except (ValueError, OSError, flags.Error) as error:
+        if "--traceback" in argv:
+            raise
+        print(f"diffjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags, and the arguments left over, which are overrides of the config."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    own = dict(flag_values=values, module_name="main.py")
+    flags.DEFINE_enum("mode", None, list(MODES), "What to do.", **own)
+    flags.DEFINE_string("config", None, "A config file; :argument may follow.", **own)
+    flags.DEFINE_string("workdir", None, "Directory of the run.", **own)
+    flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize() first.", **own)
+    flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.", **own)
+    flags.DEFINE_bool("help", False, "Show this.", **own)
+    rest = values(list(argv), known_only=True)[1:]
+    for argument in rest:
+        if re.match(r"--?[A-Za-z]", argument) and not re.match(r"--?(no)?config\.", argument):
+            from diffjax.options import unknown
+
+            raise unknown("unknown flag", argument.split("=")[0], [f"--{name}" for name in values])
+    return values, rest
+
+
+def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """Does what the flags say. Everything is checked before anything is written."""
+    flags.FLAGS.mark_as_parsed()  # absl's logging waits for its own flags, of which none are used
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(formats.Formatter("%(levelname)s: %(message)s"))
+    mode, workdir = options.mode, options.workdir
+    if mode is None:
+        raise ValueError(f"give --mode, one of {', '.join(MODES)} (--help says what they do)")
+    if workdir is None and mode != "dry_run":
+        raise ValueError(f"--mode {mode} needs --workdir, the directory of the run")
+    if workdir is None and options.config is None:
+        raise ValueError("give --config, for example configs/digits/default.py")
+
+    # Imported here and below, so that help and mistakes are quick.
+    from diffjax import configuration
+    from diffjax.workdir import check_workdir, load_config
+
+    stored = options.config is None
+    config = load_config(workdir) if stored else configuration.load(options.config)
+    config = configuration.override(config, overrides)
+    if workdir is not None:
+        check_workdir(config, workdir)
+
+    import jax
+
+    if options.distributed:
+        jax.distributed.initialize()
+    from diffjax import experiment as experiments
+
+    experiment = experiments.build(config, open_data=mode not in ("sample", "dry_run"))
+    MODES[mode](experiment, workdir)
+
+
+def train(experiment, workdir: str):
+    """Trains, with the config kept beside the run; returns the final state."""
+    import jax
+
+    from diffjax import train as training
+    from diffjax.experiment import check_devices
+
+    if not _trainable(experiment):
+        raise ValueError(
+            f"config.network={experiment.config.network!r} has no parameters to train: use --mode "
+            "sample or evaluate"
+        )
+    check_devices(experiment.config, jax.device_count())
+    _save_config(experiment, workdir)
+    try:
+        return training.train(experiment, workdir)
+    except training.TrainingDiverged as error:
+        sys.exit(f"diffjax: {error}")
+
+
+def sample(experiment, workdir: str) -> None:
+    """Draws samples from the newest checkpoint."""
+    from diffjax import sampling
+
+    sampling.sample(experiment, _restore(experiment, workdir), workdir)
+
+
+def evaluate(experiment, workdir: str) -> None:
+    """Scores the newest checkpoint."""
+    from diffjax import evaluation
+
+    evaluation.evaluate(experiment, _restore(experiment, workdir), workdir)
+
+
+def stats(experiment, workdir: str) -> None:
+    """Writes feature statistics of the data."""
+    from diffjax import reference
+
+    path = reference.write(experiment.source, workdir)
+    print(f"wrote {path}")
+
+
+def dry_run(experiment, workdir: str | None) -> None:
+    """Prints what the experiment is and takes."""
+    del workdir  # stays as it is
+    from diffjax import dry_run
+
+    print(dry_run.report(experiment))
+
+
+def demo(experiment, workdir: str) -> None:
+    """Everything in turn."""
+    from diffjax import demo
+
+    state = train(experiment, workdir)
+    demo.show(experiment, state, workdir)
+
+
+MODES = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "stats": stats,
+    "dry_run": dry_run,
+    "demo": demo,
+}
+
+
+def _trainable(experiment) -> bool:
+    import jax
+
+    from diffjax.train import state_shapes
+
+    return bool(jax.tree.leaves(state_shapes(experiment).params))
+
+
+def _restore(experiment, workdir: str):
+    """The newest state of the run; the initial one of a system that needs no training."""
+    import jax
+
+    from diffjax import checkpoint, parallel
+    from diffjax.train import state_shapes
+
+    if not _trainable(experiment):
+        _save_config(experiment, workdir)
+        return experiment.system.init(jax.random.key(experiment.config.seed), None)
+    return checkpoint.restore_for_sampling(workdir, state_shapes(experiment, parallel.make_mesh()))
+
+
+def _save_config(experiment, workdir: str) -> None:
+    import jax
+
+    from diffjax.workdir import save_config
+
+    if jax.process_index() == 0:
+        save_config(experiment.config, workdir)
+
+
+if __name__ == "__main__":
+    # Compiled programs are kept, so that the second command of a kind starts at once. By host: a
+    # program for one CPU need not run on another that shares the home directory.
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "diffjax" / platform.node()))
+    sys.exit(main(sys.argv))
