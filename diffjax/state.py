@@ -7,10 +7,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from diffjax.typing import Array, Key
 
-__all__ = ["TrainState", "create", "ema_decay", "select_parameters", "update"]
+__all__ = ["TrainState", "create", "ema_decay", "gather", "select_parameters", "update"]
 
 Parameters = Any
 
@@ -76,6 +77,18 @@ def update(
         for rate, average in state.ema.items()
     }
     return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+
+
+def gather(params: Parameters) -> Parameters:
+    """Parameters whole on every device, where training shards them; elsewhere as they are.
+
+    To be used inside what is differentiated. It makes XLA gather weights and scatter gradients;
+    left to itself, it may gather the activations of the whole batch instead.
+    """
+    if "fsdp" not in jax.sharding.get_abstract_mesh().axis_names:
+        return params
+    whole = jax.tree.map(lambda _: PartitionSpec(), params)
+    return jax.lax.with_sharding_constraint(params, whole)
 
 
 def select_parameters(state: TrainState, ema: str | None) -> Parameters:
