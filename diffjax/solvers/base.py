@@ -157,5 +157,9 @@ def _check(x: Array, ts: Array, key: Key | None) -> None:
                 f"solve: times must decrease strictly, but ts[{step}] = {np.asarray(ts)[step]} "
                 f"is followed by ts[{step + 1}] = {np.asarray(ts)[step + 1]}"
             )
-    if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
-        raise ValueError("solve: x holds values that are not finite (NaN or infinity)")
+    if not isinstance(x, jax.core.Tracer):
+        # x may be a constant of a function being traced, where plain jnp would trace the check.
+        with jax.ensure_compile_time_eval():
+            finite = bool(jnp.isfinite(x).all())
+        if not finite:
+            raise ValueError("solve: x holds values that are not finite (NaN or infinity)")
