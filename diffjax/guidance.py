@@ -117,10 +117,21 @@ def classifier(
 def threshold(
     predict: Predict, schedule: Schedule, low: float = -1.0, high: float = 1.0
 ) -> Predict:
-    """Static thresholding: ``x0`` clipped to the range of the data, as DDPM's sampler does.
+    """Static thresholding: ``x0`` clipped to the range of the data, and ``eps`` follows.
 
-    Ho et al. 2020, section 3.2 of the released sampler; ``eps`` follows.
+    What the released sampler of Ho et al. 2020 does, and what the paper's image quality needs.
+
+    Args:
+        predict: The prediction to threshold.
+        schedule: The forward process.
+        low: Least value of the data.
+        high: Largest value of the data.
+
+    Raises:
+        ValueError: The range is empty.
     """
+    if not low < high:
+        raise ValueError(f"threshold: low {low} must be below high {high}")
 
     def clipped(x: Array, t: Array) -> Prediction:
         plain = predict(x, t)
@@ -144,10 +155,15 @@ def dynamic_threshold(
         predict: The prediction to threshold.
         schedule: The forward process.
         quantile: ``q`` in (0, 1], over all pixels of a sample.
-        floor: Least ``s``; values inside it are left alone.
+        floor: Least ``s``. At 1, samples that lie in [-1, 1] are left alone.
+
+    Raises:
+        ValueError: The quantile or the floor is out of range.
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"dynamic_threshold: quantile must lie in (0, 1], got {quantile}")
+    if not floor > 0:
+        raise ValueError(f"dynamic_threshold: floor must be positive, got {floor}")
 
     def clipped(x: Array, t: Array) -> Prediction:
         plain = predict(x, t)
