@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax import prediction
 from diffjax.prediction import Predict, Prediction
@@ -187,7 +188,7 @@ def log_normal_times(
 
 
 def discrete_times(schedule: Schedule, key: Key, slots: Slots) -> Array:
-    """Uniform over the indices of a chain (Ho et al. 2020, algorithm 1).
+    """Uniform over the nodes ``i / N`` of a chain (Ho et al. 2020, algorithm 1).
 
     Raises:
         ValueError: The schedule is no chain.
@@ -197,8 +198,10 @@ def discrete_times(schedule: Schedule, key: Key, slots: Slots) -> Array:
             f"discrete times need a Discrete schedule, not {type(schedule).__name__}; "
             "use 'uniform' times"
         )
-    draw = jax.vmap(lambda k: jax.random.randint(k, (), 1, schedule.steps + 1))
-    return draw(slots.keys(key)) / schedule.steps
+    draw = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.steps))
+    # Looked up, since a compiled division by N may be a multiplication by 1/N, which is not exact.
+    nodes = jnp.asarray(np.arange(1, schedule.steps + 1) / schedule.steps)
+    return nodes[draw(slots.keys(key))]
 
 
 TIMES: dict[str, Callable[..., Array]] = {
