@@ -1,0 +1,132 @@
+"""What a solver costs beside the network it calls: the goal is at most 2 %.
+
+``solve`` with N calls of the network, over N times one jitted call of it. The N calls follow one
+another, each on the result of the one before, with nothing else in between and without waiting for
+any but the last. A loop on the device of the bare network stands beside it: what the loop itself
+gains or loses is the compiler's, the rest is the solver's.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from side_by_side import ROOT, facts, interleave, markdown, parser, ratio
+
+from diffjax import components, configuration, experiment, schedules, solvers
+from diffjax.prediction import network_predict
+from diffjax.random import per_sample
+
+SOLVERS = ("ddim", "dpm_solver_pp_2m", "ancestral")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, and how long to look at it.
+
+    Attributes:
+        config: Config file, below ``configs/``, with its variant.
+        batch: Samples drawn together.
+        calls: Network calls of a run.
+        repeats: Rounds of measurements.
+    """
+
+    config: str
+    batch: int
+    calls: int = 20
+    repeats: int = 21
+
+
+CASES = {
+    "mlp": Case("digits/default.py", batch=256),
+    "unet": Case("digits/default.py:unet", batch=128),
+    "dit": Case("digits/default.py:dit", batch=128),
+    "ddpm cifar10": Case("cifar10/ddpm.py", batch=2, calls=10, repeats=5),
+}
+
+
+def programs(case: Case) -> tuple[int, dict[str, Callable[[], object]]]:
+    """The number of parameters, and what to time: calls one by one, in a loop, by each solver."""
+    built = experiment.build(configuration.load(ROOT / "configs" / case.config), open_data=False)
+    config, schedule = built.config, built.schedule
+    network = components.network(config, built.num_classes)
+    parametrization = components.parametrization(config)
+    labels = jnp.arange(case.batch) % built.num_classes if built.num_classes else None
+    times = jnp.zeros(case.batch)
+    shape = (case.batch, *built.shape)
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros(shape), times, labels)["params"]
+    # Weights that start at zero would let all activations vanish.
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = jax.tree.unflatten(
+        tree, [w + 0.01 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
+    )
+    x = schedules.prior(schedule, schedule.t_max, shape, jax.random.key(2))
+    keys = per_sample(jax.random.key(3), jnp.arange(case.batch))
+
+    def apply(params, x, time):
+        return network.apply({"params": params}, x, time, labels)
+
+    call = jax.jit(apply)
+
+    def one_by_one():
+        out = x
+        for _ in range(case.calls):
+            out = call(params, out, times)
+        return out.block_until_ready()
+
+    def loop(times, params, x):
+        # Other times each turn, or the compiler takes what depends on them out of the loop.
+        return jax.lax.scan(lambda x, time: (apply(params, x, time), None), x, times)[0]
+
+    def solve(solver, ts, params, x):
+        predict = network_predict(functools.partial(apply, params), schedule, parametrization)
+        return solvers.solve(solver, predict, x, ts, keys).x
+
+    turns = jnp.zeros((case.calls, case.batch))
+    compiled = {"loop": functools.partial(jax.jit(loop), turns)}
+    for name in SOLVERS:
+        recipe = solvers.recipe(name, schedule, case.calls, grid=config.sample.grid, denoise=False)
+        compiled[name] = jax.jit(functools.partial(solve, recipe.solver, recipe.ts))
+
+    def runner(function):
+        return lambda: function(params, x).block_until_ready()
+
+    runs = {name: runner(function) for name, function in compiled.items()}
+    return sum(w.size for w in leaves), {"calls": one_by_one, **runs}
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    flags.add_argument("--repeats", type=int, help="rounds of measurements; each case has its own")
+    options = flags.parse_args()
+    if options.quick:
+        options.cases = [name for name in options.cases if name != "ddpm cifar10"]
+    header = ["network", "parameters", "batch", "calls", "one call, ms", "loop", *SOLVERS]
+    rows = []
+    for name in options.cases:
+        case = CASES[name]
+        if options.quick:
+            case = dataclasses.replace(case, batch=16, calls=5, repeats=3)
+        size, runs = programs(case)
+        times = interleave(runs, options.repeats or case.repeats)
+        one = times.pop("calls")
+        rows.append(
+            [
+                name,
+                f"{size:,}",
+                case.batch,
+                case.calls,
+                f"{1e3 * sorted(one)[len(one) // 2] / case.calls:.2f}",
+                *(ratio(values, one) for values in times.values()),
+            ]
+        )
+    print("Time of a run over that of as many network calls: median (quartiles)\n")
+    print(markdown(header, rows))
+    print(f"\n{facts('jaxlib', 'flax')}")
+
+
+if __name__ == "__main__":
+    main()

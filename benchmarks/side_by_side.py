@@ -1,0 +1,86 @@
+"""What the benchmarks share: alternating measurements, ratios, and tables that name the machine."""
+
+import argparse
+import importlib.metadata
+import math
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+__all__ = ["ROOT", "THREADS", "facts", "interleave", "markdown", "parser", "ratio"]
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+THREADS = os.cpu_count() or 1  # what XLA takes, and so what PyTorch is given
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Flags that every benchmark has."""
+    made = argparse.ArgumentParser(description=description.partition("\n\n")[0])
+    made.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
+    return made
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Times the calls in turn, round after round, so that all meet the same weather.
+
+    Rounds start with another call each time. In a round a call is made once to warm up, and then
+    until ``seconds`` have passed, at least once; calls must wait for their own result.
+
+    Args:
+        calls: What to time, by name.
+        repeats: Rounds.
+        seconds: Least time that each call is measured for in a round.
+
+    Returns:
+        Seconds a call, ``(repeats,)`` by name.
+    """
+    names = list(calls)
+    times = {name: [] for name in names}
+    for turn in range(repeats):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            calls[name]()
+            began, count = time.perf_counter(), 0
+            while not count or time.perf_counter() - began < seconds:
+                calls[name]()
+                count += 1
+            times[name].append((time.perf_counter() - began) / count)
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def ratio(times: np.ndarray, base: np.ndarray) -> str:
+    """Median of the ratio within each round, and its quartiles."""
+    low, middle, high = np.quantile(times / base, (0.25, 0.5, 0.75))
+    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def facts(*packages: str) -> str:
+    """The machine, how busy it is, and the versions of the packages, in two lines."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", *packages)]
+    load = os.getloadavg()[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{_cpu()}, {os.cpu_count()} cores, {math.ceil(memory)} GiB, {platform.system()}; "
+        f"JAX on {jax.devices()[0].device_kind}; load average now {load:.1f}\n"
+        f"Python {platform.python_version()}, {', '.join(versions)}"
+    )
+
+
+def _cpu() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
