@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"diffjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("diffjax: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -67,9 +70,6 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
 
 def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
     """Does what the flags say. Everything is checked before anything is written."""
-    flags.FLAGS.mark_as_parsed()  # absl's logging waits for its own flags, of which none are used
-    logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(formats.Formatter("%(levelname)s: %(message)s"))
     mode, workdir = options.mode, options.workdir
     if mode is None:
         raise ValueError(f"give --mode, one of {', '.join(MODES)} (--help says what they do)")
@@ -196,9 +196,20 @@ def _save_config(experiment, workdir: str) -> None:
         save_config(experiment.config, workdir)
 
 
-if __name__ == "__main__":
-    # Compiled programs are kept, so that the second command of a kind starts at once. By host: a
-    # program for one CPU need not run on another that shares the home directory.
+def prepare_process() -> None:
+    """Settings of the whole process: one plain line a warning, and a cache of compiled programs."""
+    flags.FLAGS.mark_as_parsed()  # absl's logging waits for its own flags, of which none are used
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(formats.Formatter("%(levelname)s: %(message)s"))
+    # Of other libraries, errors only.
+    handler.addFilter(lambda line: line.levelno > formats.WARNING or "diffjax" in line.pathname)
+    # The second command of a kind starts at once. By host: a program for the CPU of one need not
+    # run on another that shares the home directory.
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "diffjax" / platform.node()))
+
+
+if __name__ == "__main__":
+    prepare_process()
     sys.exit(main(sys.argv))

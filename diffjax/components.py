@@ -160,7 +160,11 @@ def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation
     name = config.optimizer.name
     make = getattr(optax, name, None)
     if not _is_optimizer(make):
-        named = [entry for entry in dir(optax) if _is_optimizer(getattr(optax, entry))]
+        named = [
+            entry
+            for entry in dir(optax)
+            if not entry.startswith(("_", "scale_by")) and _is_optimizer(getattr(optax, entry))
+        ]
         raise unknown("config.optimizer.name: optax has no optimiser", name, named)
     options = keywords(
         "optimizer.options", make, config.optimizer.options, reserved=("learning_rate",)

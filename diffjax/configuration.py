@@ -19,8 +19,6 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from diffjax.options import unknown
-
 __all__ = [
     "FIELDS",
     "INFERRED",
@@ -159,15 +157,21 @@ def load(source: str | os.PathLike) -> ml_collections.ConfigDict:
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
         directory = path if path.is_dir() else path.parent
-        raise unknown("no config file", name, map(str, sorted(directory.glob("*.py"))))
-    if path.suffix == ".json":
-        return _normalised(_read_json(path))
-    config = _run(path, argument)
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(
-            f"{name}: get_config returned {type(config).__name__}, not an ml_collections.ConfigDict"
-        )
-    return _normalised(config.to_dict())
+        beside = {file.name: str(file) for file in sorted(directory.glob("*.py"))}
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {beside[near[0]]}?" if near else ";"
+        raise ValueError(f"no config file {name}{hint} there are {', '.join(beside) or 'none'}")
+    try:
+        if path.suffix == ".json":
+            return _normalised(_read_json(path))
+        config = _run(path, argument)
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ValueError(
+                f"get_config returned {type(config).__name__}, not an ml_collections.ConfigDict"
+            )
+        return _normalised(config.to_dict())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _run(path: pathlib.Path, argument: str) -> Any:
@@ -178,18 +182,14 @@ def _run(path: pathlib.Path, argument: str) -> Any:
         if "get_config" not in space:
             raise ValueError("define get_config(argument) -> ConfigDict")
         return space["get_config"](*([argument] if argument else []))
+    except ValueError:  # the file's own message, about its argument or its values
+        raise
     except SyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except ValueError as error:  # the file's own message, about its argument or its values
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        frames = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
-        ]
-        place = f"{path}, line {frames[-1].lineno}" if frames else str(path)
-        raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {frame.lineno}: " for frame in frames if frame.filename == str(path)]
+        raise ValueError(f"{lines[-1] if lines else ''}{type(error).__name__}: {error}") from error
 
 
 def _normalised(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -236,11 +236,15 @@ def override(
         )
         rest = values(argv)[1:]
     except flags.IllegalFlagValueError as error:
-        field = str(error).removeprefix("flag --config.").partition("=")[0]
-        meaning = f": it must be {FIELDS[field].meaning}" if field in FIELDS else ""
-        raise ValueError(f"{error}{meaning}") from error
+        # 'flag --config.train.steps=many: invalid literal for int() ...'
+        reason = str(error.__context__)
+        given = str(error).removeprefix("flag --").removesuffix(f": {reason}")
+        field, _, value = given.removeprefix("config.").partition("=")
+        if field in FIELDS:
+            reason = f"must be {FIELDS[field].meaning}; got {value!r}"
+        raise ValueError(f"config.{field} {reason}") from error
     except (LookupError, TypeError, AttributeError, flags.Error) as error:
-        raise ValueError(f"cannot override: {error}") from error
+        raise ValueError(f"cannot override the config: {error}") from error
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
     return _normalised(config.to_dict())
@@ -298,7 +302,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"the file is damaged: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: not a JSON object")
+        raise ValueError("the file is damaged: not a JSON object")
     return values

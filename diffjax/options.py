@@ -13,7 +13,13 @@ from typing import Any
 __all__ = ["about", "choose", "keywords", "unknown"]
 
 # By the kind of a default value (or the annotation where there is none): what may stand for it.
-_KINDS = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (tuple,)}
+_KINDS = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a string"),
+    tuple: ((tuple,), "a tuple"),
+}
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> ValueError:
@@ -64,21 +70,21 @@ def keywords(
         return dict(options)
     for name, value in options.items():
         if name not in parameters:
-            raise unknown(f"config.{field}: unknown option", name, parameters)
-        kinds = _kinds(parameters[name])
-        if kinds and not (isinstance(value, kinds) and isinstance(value, bool) <= (bool in kinds)):
-            raise ValueError(f"config.{field}.{name} must be {kinds[-1].__name__}; got {value!r}")
+            raise unknown(f"config.{field}: {function.__name__} has no option", name, parameters)
+        kinds, meaning = _kinds(parameters[name])
+        if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
+            raise ValueError(f"config.{field}.{name} must be {meaning}; got {value!r}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise ValueError(f"config.{field} needs {name}: {function.__name__} has no default")
     return dict(options)
 
 
-def _kinds(parameter: inspect.Parameter) -> tuple[type, ...]:
-    """Types that may be given for a parameter; none where that cannot be told."""
-    if parameter.default in (parameter.empty, None):
-        return _KINDS.get(parameter.annotation, ())
-    return _KINDS.get(type(parameter.default), ())
+def _kinds(parameter: inspect.Parameter) -> tuple[tuple[type, ...], str]:
+    """Types that may be given for a parameter, and in words; all where that cannot be told."""
+    default = parameter.default
+    kind = parameter.annotation if default in (parameter.empty, None) else type(default)
+    return _KINDS.get(kind, ((bool, object), "anything"))
 
 
 @contextlib.contextmanager

@@ -79,17 +79,24 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
     unless the learning rate decays over them.
 
     Raises:
-        ValueError: The workdir is a file, or its run has another config; names what differs.
+        ValueError: The workdir cannot be written, or its run has another config; names what
+            differs.
     """
     workdir = pathlib.Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir {workdir} is a file; give a directory")
+    above = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"workdir {workdir} cannot be written: {above} is no writable directory")
     if not (workdir / CONFIG_FILE).exists():
         return
     may_change = MAY_CHANGE
     if config.optimizer.decay == "constant":
         may_change += ("train.steps",)
-    stored, given = (flatten(each.to_dict()) for each in (load_config(workdir), config))
+    stored, given = (
+        {field: value for field, value in flatten(each.to_dict()).items() if value != {}}
+        for each in (load_config(workdir), config)
+    )
     differing = [
         field
         for field in sorted(stored.keys() | given.keys())
