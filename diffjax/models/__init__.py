@@ -1,0 +1,16 @@
+"""Networks, as ``flax.linen`` modules with one signature.
+
+    variables = module.init(key, x, time, labels)
+    out = module.apply(variables, x, time, labels, train=True, rngs={'dropout': key})
+
+``x`` is float NHWC, ``time`` a scalar or one per sample in the network's own units, ``labels`` the
+class indices or None. The result is float32 of ``x``'s shape, with twice the channels when the
+network also learns the variance. A conditional network (``num_classes > 0``) keeps the index
+``num_classes`` for "no label", which is also what None means. Networks know no schedule.
+"""
+
+from diffjax.models.dit import DIT_SIZES, DiT, dit
+from diffjax.models.mlp import MLP
+from diffjax.models.unet import UNet
+
+__all__ = ["DIT_SIZES", "MLP", "DiT", "UNet", "dit"]

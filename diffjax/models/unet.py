@@ -1,0 +1,194 @@
+"""The U-Net of "Denoising Diffusion Probabilistic Models" (Ho, Jain & Abbeel, 2020)."""
+
+from collections.abc import Sequence
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.models.embeddings import LabelEmbedding, as_batch_of_times, sinusoidal_embedding
+from diffjax.typing import Array
+
+__all__ = ["UNet"]
+
+NUM_GROUPS = 32
+
+init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+# What the paper's code calls zero: small enough to be nothing, large enough to break symmetry.
+almost_zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or whatever it is trained on) in an image.
+
+    Two passes over a pyramid of resolutions, down and up, joined by skip connections at every
+    block. The defaults are the paper's CIFAR-10 network. An optional label embedding is added to
+    that of the time.
+
+    Attributes:
+        ch: Width of the first level; a multiple of 32, as is every level's.
+        ch_mult: Width of each level in units of ``ch``. Each level halves the resolution of the
+            one before, so the image must be divisible by ``2 ** (len(ch_mult) - 1)``.
+        num_res_blocks: Residual blocks a level on the way down (one more on the way up).
+        attn_resolutions: Heights, in pixels, at which every block is followed by attention.
+        dropout: Rate inside the residual blocks, when training.
+        channels: Channels of the output; None for those of the input. They differ when the input
+            carries a conditioning image beside the noisy one.
+        num_classes: Number of classes, 0 for an unconditional network. Index ``num_classes`` is
+            the null label.
+        learned_variance: Whether to double the output channels; the second half is for the
+            variance of the reverse process.
+        dtype: Type of the computation; parameters, normalisation and softmax are in float32.
+    """
+
+    ch: int = 128
+    ch_mult: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: Sequence[int] = (16,)
+    dropout: float = 0.1
+    channels: int | None = None
+    num_classes: int = 0
+    learned_variance: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, time: Array, labels: Array | None = None, *, train: bool = False
+    ) -> Array:
+        """Applies the network.
+
+        Args:
+            x: Images ``(batch, height, width, channels)``.
+            time: Step index in 0..999 (fractions allowed), ``()`` or ``(batch,)``.
+            labels: Class indices ``(batch,)``, or None for the null label.
+            train: Whether dropout is on (then ``rngs={'dropout': key}`` is needed).
+
+        Returns:
+            Float32 of ``x``'s height and width.
+
+        Raises:
+            ValueError: If the shapes do not fit the network.
+        """
+        self._check(x)
+        conditioning = self._conditioning(time, labels, x.shape[0])
+
+        def block(h, features, place, j):
+            h = ResBlock(features, self.dropout, self.dtype, name=f"{place}_block_{j}")(
+                h, conditioning, train
+            )
+            if h.shape[1] in self.attn_resolutions:
+                h = AttentionBlock(self.dtype, name=f"{place}_attention_{j}")(h)
+            return h
+
+        def conv(features, name, strides=1, kernel_init=init):
+            return nn.Conv(
+                features, (3, 3), strides, kernel_init=kernel_init, dtype=self.dtype, name=name
+            )
+
+        levels = list(enumerate(self.ch_mult))
+        skips = [conv(self.ch, "conv_in")(x.astype(self.dtype))]
+        for level, mult in levels:
+            if level > 0:
+                width = skips[-1].shape[-1]
+                skips.append(conv(width, f"down_{level - 1}_downsample", strides=2)(skips[-1]))
+            for j in range(self.num_res_blocks):
+                skips.append(block(skips[-1], self.ch * mult, f"down_{level}", j))
+
+        h = skips[-1]
+        width = h.shape[-1]
+        h = ResBlock(width, self.dropout, self.dtype, name="middle_block_0")(h, conditioning, train)
+        h = AttentionBlock(self.dtype, name="middle_attention")(h)
+        h = ResBlock(width, self.dropout, self.dtype, name="middle_block_1")(h, conditioning, train)
+
+        for level, mult in reversed(levels):
+            for j in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, self.ch * mult, f"up_{level}", j)
+            if level > 0:
+                h = einops.repeat(h, "b h w c -> b (h 2) (w 2) c")
+                h = conv(h.shape[-1], f"up_{level}_upsample")(h)
+
+        h = nn.swish(group_norm(self.dtype, "norm_out")(h))
+        channels = (self.channels or x.shape[-1]) * (2 if self.learned_variance else 1)
+        return conv(channels, "conv_out", kernel_init=almost_zero_init)(h).astype(jnp.float32)
+
+    def _conditioning(self, time: Array, labels: Array | None, batch: int) -> Array:
+        """Embeds time and label into one vector of length ``4 ch``, for every block."""
+        features = 4 * self.ch
+        h = sinusoidal_embedding(as_batch_of_times(time, batch), self.ch, "ddpm")
+        h = nn.Dense(features, kernel_init=init, dtype=self.dtype, name="time_dense_0")(h)
+        h = nn.Dense(features, kernel_init=init, dtype=self.dtype, name="time_dense_1")(nn.swish(h))
+        embed = LabelEmbedding(self.num_classes, features, dtype=self.dtype, name="label")
+        return h + embed(labels, batch)
+
+    def _check(self, x: Array):
+        """Raises a ValueError if the image or the widths do not fit."""
+        if x.ndim != 4:
+            raise ValueError(f"UNet takes images (batch, height, width, channels), got {x.shape}")
+        factor = 2 ** (len(self.ch_mult) - 1)
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(
+                f"UNet with {len(self.ch_mult)} levels needs a height and width divisible by "
+                f"{factor}, got {x.shape[1]}x{x.shape[2]}; pad the images or shorten ch_mult"
+            )
+        if self.ch % NUM_GROUPS:
+            raise ValueError(f"UNet needs ch divisible by {NUM_GROUPS} groups, got {self.ch}")
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with the conditioning added in between, around a shortcut.
+
+    Attributes:
+        features: Channels of the output.
+        dropout: Rate before the second convolution.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, conditioning: Array, train: bool) -> Array:
+        """Maps ``(batch, height, width, channels)`` to the same with ``features`` channels."""
+        dense = nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name="time_dense")
+        shift = dense(nn.swish(conditioning))[:, None, None, :]
+        h = nn.swish(group_norm(self.dtype, "norm_0")(x))
+        h = nn.Conv(self.features, (3, 3), kernel_init=init, dtype=self.dtype, name="conv_0")(h)
+        h = nn.swish(group_norm(self.dtype, "norm_1")(h + shift))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = nn.Conv(
+            self.features, (3, 3), kernel_init=almost_zero_init, dtype=self.dtype, name="conv_1"
+        )(h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head over all positions, around a shortcut.
+
+    Attributes:
+        dtype: Type of the computation; the softmax is in float32.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps ``(batch, height, width, channels)`` to the same shape."""
+        features = x.shape[-1]
+
+        def dense(name, kernel_init=init):
+            return nn.Dense(features, kernel_init=kernel_init, dtype=self.dtype, name=name)
+
+        h = group_norm(self.dtype, "norm")(x)
+        q, k, v = (einops.rearrange(dense(n)(h), "b h w c -> b (h w) 1 c") for n in ("q", "k", "v"))
+        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        return x + dense("out", almost_zero_init)(h)
+
+
+def group_norm(dtype: jnp.dtype, name: str) -> nn.GroupNorm:
+    """The normalisation used everywhere in the network; its arithmetic is in float32."""
+    return nn.GroupNorm(NUM_GROUPS, epsilon=1e-6, dtype=dtype, name=name)
