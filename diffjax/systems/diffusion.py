@@ -95,9 +95,8 @@ def diffusion(
         labels = None
         if conditional:
             labels = drop_labels(batch["label"], num_classes, label_dropout, slots, label_key)
-        # Dropout masks are drawn for the rows at hand; under pmap each device needs its own.
-        if axis is not None:
-            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis))
+        # Masks are drawn for the rows at hand together: those of every part must differ.
+        dropout_key = jax.random.fold_in(dropout_key, slots.index[0])
         predict = predict_with(params, train=True, rngs={"dropout": dropout_key})
         return objective(lambda x, t: predict(x, t, labels), schedule, x0, t, noise).mean(), {}
 
@@ -144,11 +143,16 @@ def sampler(
         ``draw(predict, key, request)``. A guidance scale that is the number 1, not an array, draws
         plainly at one network evaluation a call; any other is guided, at two. Start and noise of
         sample ``i`` come from ``fold_in(key, index[i])``: the picture depends on nothing else.
+        Raises ValueError when guidance is asked for without labels.
     """
 
     def draw(predict: LabelledPredict, key: Key, request: Request) -> Samples:
         plain = isinstance(request.guidance, int | float) and request.guidance == 1
         if not plain:
+            if request.labels is None:
+                raise ValueError(
+                    "guidance needs labels: draw from an unconditional system with guidance 1"
+                )
             bound = guidance.classifier_free(
                 predict, request.labels, num_classes, lambda t: scale(request.guidance, t)
             )
