@@ -20,6 +20,9 @@ from diffjax.typing import Array
 
 __all__ = ["empirical"]
 
+# Numbers in the differences between samples and examples held at a time: 64 MiB in float32.
+CHUNK = 2**24
+
 
 def empirical(
     images: Array, labels: Array, schedule: Schedule, draw: Draw, num_classes: int = 0
@@ -32,22 +35,29 @@ def empirical(
         schedule: The forward process.
         draw: How samples are drawn; see :func:`diffjax.systems.diffusion.sampler`.
         num_classes: Number of classes; 0 ignores the labels.
+
+    Raises:
+        ValueError: A class has no example.
     """
     # log weights by label: only the examples of the class asked for count, or all for null.
-    classes = np.asarray(labels)
-    allowed = np.arange(num_classes + 1)[:, None] == classes[None]
+    allowed = np.arange(num_classes + 1)[:, None] == np.asarray(labels)
     allowed[num_classes] = True
+    if not allowed.any(axis=1).all():
+        missing = int(allowed.any(axis=1).argmin())
+        raise ValueError(f"the data have no example of class {missing}: it cannot be drawn")
     log_weights = jnp.where(allowed, 0.0, -jnp.inf)
+    chunk = max(1, CHUNK // np.size(images))
 
     def predict(x: Array, t: Array, labels: Array | None) -> Prediction:
-        if labels is None:
-            return analytic.empirical(images).predict(schedule)(x, t)
+        labels = jnp.full(x.shape[:1], num_classes) if labels is None else labels
 
-        def single(x, t, label):
-            mixture = analytic.Mixture(images, 0.0, log_weights[label])
+        def single(args):
+            x, t, label = args
+            mixture = analytic.Mixture(images, log_weights=log_weights[label])
             return jax.tree.map(lambda leaf: leaf[0], mixture.predict(schedule)(x[None], t))
 
-        return jax.vmap(single)(x, jnp.broadcast_to(t, x.shape[:1]), labels)
+        times = jnp.broadcast_to(t, x.shape[:1])
+        return jax.lax.map(single, (x, times, labels), batch_size=chunk)
 
     def init(key, batch):
         del batch
