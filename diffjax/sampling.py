@@ -105,12 +105,7 @@ def draw(
     Raises:
         ValueError: Labels and system do not fit.
     """
-    if (labels is None) != (experiment.num_classes == 0):
-        raise ValueError(
-            "this system is unconditional and takes no labels"
-            if labels is not None
-            else f"this system needs labels, 0..{experiment.num_classes - 1}"
-        )
+    _check_labels(labels, number, experiment.num_classes)
     mesh = parallel.make_mesh(experiment.config.parallel.mode, experiment.config.parallel.fsdp)
     size = min(experiment.config.sample.batch_size, number)
     size = -(-size // mesh.size) * mesh.size
@@ -127,6 +122,17 @@ def draw(
             parts.append(part)
             bar.update(len(part))
     return Drawn(np.concatenate(parts), labels, nfe())
+
+
+def _check_labels(labels: np.ndarray | None, number: int, classes: int) -> None:
+    if not classes:
+        if labels is not None:
+            raise ValueError("this system is unconditional and takes no labels")
+        return
+    given = np.asarray(labels)
+    fit = given.shape == (number,) and np.issubdtype(given.dtype, np.integer)
+    if not fit or given.min() < 0 or given.max() >= classes:
+        raise ValueError(f"this system needs labels: {number} integers in 0..{classes - 1}")
 
 
 def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:
@@ -150,8 +156,12 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
     if jax.process_index() == 0:
         save(path, drawn)
         grid = path.with_suffix(".png")
-        columns = experiment.num_classes if config.labels == "cycle" else None
-        images.save_png(grid, images.image_grid(drawn.images[:400], columns or None))
+        # A column a class, where that makes a sheet.
+        in_columns = config.labels == "cycle" and 0 < experiment.num_classes <= min(
+            config.number, 20
+        )
+        columns = experiment.num_classes if in_columns else None
+        images.save_png(grid, images.image_grid(drawn.images[:400], columns))
         print(f"{config.number} samples at {drawn.nfe} network evaluations each: {path}")
         print(f"as a picture: {grid}")
     return path
