@@ -26,9 +26,16 @@ try:
 except ImportError:
     RecordWriter = None
 
-__all__ = ["METRICS_FILE", "Logger", "drop_after", "read_metrics"]
+__all__ = ["METRICS_FILE", "Logger", "drop_after", "read_metrics", "say"]
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def say(text: str) -> None:
+    """One line on the terminal of the first host, above the bar if there is one."""
+    if jax.process_index() == 0:
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 class Logger:
@@ -77,12 +84,6 @@ class Logger:
     def __exit__(self, *exception) -> None:
         self._stack.close()
 
-    def say(self, text: str) -> None:
-        """One line on the terminal, above the bar."""
-        if self._active:
-            tqdm.write(text)
-            sys.stdout.flush()
-
     def begin(self) -> None:
         """Starts the clock and the bar: everything is compiled."""
         self._since = time.perf_counter()
@@ -125,7 +126,7 @@ class Logger:
             self._events.scalars(step, values)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
         left = tqdm.format_interval((self._total - step) / rate)
-        self.say(f"step {step}/{self._total}  {shown}  {rate:.3g} steps/s  {left} left")
+        say(f"step {step}/{self._total}  {shown}  {rate:.3g} steps/s  {left} left")
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

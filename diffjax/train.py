@@ -24,7 +24,7 @@ from diffjax import parallel, sampling
 from diffjax.checkpoint import Checkpoints
 from diffjax.data import images, pipeline
 from diffjax.experiment import Experiment, check_devices
-from diffjax.logging import Logger
+from diffjax.logging import Logger, say
 from diffjax.state import TrainState
 from diffjax.systems import Metrics
 from diffjax.typing import Array, Key
@@ -101,13 +101,13 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
         if state is None:
             state = _initial(experiment, init_key, shapes)
         start = int(state.step)
+        if start >= settings.steps:
+            say(f"finished: {workdir} holds the state of step {start}")
+            return state
         log = stack.enter_context(
             Logger(workdir, start=start, total=settings.steps, every=settings.log_every)
         )
-        if start >= settings.steps:
-            log.say(f"finished: {workdir} holds the state of step {start}")
-            return state
-        log.say(_opening(experiment, state, mesh, start))
+        say(_opening(experiment, state, mesh, start))
 
         stream = (parallel.place_batch(batch, mesh, mode) for batch in _batches(experiment, start))
         draw = preview(experiment, preview_key, mesh)
@@ -125,7 +125,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
         batch = next(stream)
         began = time.perf_counter()
         update = parallel.compile_update(experiment.system, state, batch, mesh, mode)
-        log.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        say(f"compiled in {time.perf_counter() - began:.1f} s")
         log.begin()
         for step in range(start + 1, settings.steps + 1):
             state, metrics = update(state, batch)
@@ -145,7 +145,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
                         checkpoints.save(state)
             if stop:
                 checkpoints.wait()
-                log.say(f"stopped and saved at step {step}; start again to go on")
+                say(f"stopped and saved at step {step}; start again to go on")
                 raise stop
             if not last:
                 batch = next(stream)

@@ -1,18 +1,24 @@
-"""A training run small enough for tests; as a script, one that can be killed and started again."""
+"""Training runs small enough for tests; as a script, one that can be killed and started again."""
 
 import functools
+import os
+import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
-from diffjax import losses, prediction, schedules, solvers
-from diffjax.data import ArraySource
+from diffjax import losses, parallel, prediction, schedules, solvers, systems
+from diffjax import state as states
+from diffjax.checkpoint import Checkpoints
+from diffjax.data import ArraySource, to_float
 from diffjax.experiment import Experiment
 from diffjax.models import MLP
-from diffjax.systems import System, diffusion, sampler
-from diffjax.train import train
+from diffjax.systems import Samples, System
+from diffjax.train import state_shapes, train
 
 SHAPE, CLASSES = (4, 4, 1), 3
 
@@ -35,9 +41,14 @@ def make_config(mode="sharding", fsdp=1, seed=0, **settings) -> ml_collections.C
             data=dict(flip=True),
             train=defaults | settings,
             parallel=dict(mode=mode, fsdp=fsdp),
-            sample=dict(number=12, guidance=1.0, ema="0.9"),
+            sample=dict(number=13, batch_size=13, guidance=1.0, ema="0.9"),
         )
     )
+
+
+def often(steps) -> ml_collections.ConfigDict:
+    """Checkpoints at every step, so that most kills hit one half written."""
+    return make_config(steps=steps, checkpoint_every=1, log_every=1)
 
 
 def make_source(size=50) -> ArraySource:
@@ -46,16 +57,23 @@ def make_source(size=50) -> ArraySource:
     return ArraySource(images, np.arange(size) % CLASSES, num_classes=CLASSES, name="noise")
 
 
-def make_system(config, optimizer=None, axis=None) -> System:
+def optimizer() -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+
+
+def diffusion(config, axis=None) -> System:
+    """The standard system with a very small network."""
     schedule = schedules.EDM()
-    return diffusion(
+    return systems.diffusion(
         MLP(width=16, depth=1, num_classes=CLASSES, time_embedding="fourier"),
         schedule,
         prediction.parametrization("edm", sigma_data=0.5),
         objective=functools.partial(losses.weighted_x0, weighting=losses.edm_weight()),
         times=losses.log_normal_times,
-        optimizer=optimizer or optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
-        draw=sampler(schedule, solvers.recipe("ddim", schedule, 2), SHAPE, num_classes=CLASSES),
+        optimizer=optimizer(),
+        draw=systems.sampler(
+            schedule, solvers.recipe("ddim", schedule, 2), SHAPE, num_classes=CLASSES
+        ),
         num_classes=CLASSES,
         ema_rates=(0.9, 0.99),
         sample_ema="0.9",
@@ -64,16 +82,53 @@ def make_system(config, optimizer=None, axis=None) -> System:
     )
 
 
-def make_experiment(config=None, system=None) -> Experiment:
+def mean_image(config, axis=None) -> System:
+    """Learns the mean image from noisy ones, in no time; draws the mean as grey as the label."""
+
+    def init(key, batch):
+        params = {"mean": jnp.zeros(batch["image"].shape[1:])}
+        return states.create(key, params, optimizer(), (0.9,))
+
+    def loss(params, batch, slots, key):
+        noise = jax.vmap(lambda k: jax.random.normal(k, SHAPE))(slots.keys(key))
+        error = params["mean"] + 0.1 * noise - to_float(batch["image"])
+        return jnp.mean(error**2), {}
+
+    def sample(state, key, request):
+        grey = request.labels / CLASSES * 2 - 1
+        drawn = jnp.broadcast_to(grey[:, None, None, None], (*grey.shape, *SHAPE))
+        return Samples(drawn + 0 * state.ema["0.9"]["mean"], request.labels, 1)
+
+    update = systems.gradient_update(
+        loss, optimizer(), microbatches=config.train.microbatches, axis=axis
+    )
+    return System(init, update, sample, conditional=True)
+
+
+def make_experiment(config=None, system=mean_image) -> Experiment:
     config = config or make_config()
     axis = "batch" if config.parallel.mode == "pmap" else None
-    system = system or make_system(config, axis=axis)
-    return Experiment(config, system, make_source(), None, None, SHAPE, CLASSES)
+    return Experiment(config, system(config, axis), make_source(), None, None, SHAPE, CLASSES)
+
+
+def restore(experiment, workdir) -> states.TrainState:
+    """The newest state of a run, its key as numbers, on the host."""
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    with Checkpoints(workdir) as checkpoints:
+        return on_host(checkpoints.restore_latest(state_shapes(experiment, mesh)))
+
+
+def on_host(state) -> states.TrainState:
+    """Arrays that can be compared: typed keys become numbers."""
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+def environment(devices: int) -> dict[str, str]:
+    """For a script in a process of its own."""
+    paths = [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": flags}
 
 
 if __name__ == "__main__":
-    # python training.py WORKDIR STEPS: a checkpoint at every step, so that most kills tear one.
-    train(
-        make_experiment(make_config(steps=int(sys.argv[2]), checkpoint_every=1, log_every=1)),
-        sys.argv[1],
-    )
+    train(make_experiment(often(int(sys.argv[2]))), sys.argv[1])  # training.py WORKDIR STEPS
