@@ -16,16 +16,18 @@ import numpy as np
 
 from diffjax import data, metrics, reference, sampling
 from diffjax.data import images as pictures
-from diffjax.experiment import Experiment
+from diffjax.experiment import Experiment, sample_labels
 from diffjax.metrics.probe import ClassifierProbe, train_classifier
 from diffjax.state import TrainState
 
-__all__ = ["distances", "evaluate", "table"]
+__all__ = ["REPORT_FILE", "distances", "evaluate", "table"]
 
 REPORT_FILE = "evaluation.json"
 
 # Pairwise distances are computed between all images of two sets: no more than this of each.
 MAX_REAL = 10_000
+# Density and coverage ask for the fifth neighbour of an image among the others.
+MIN_IMAGES = 6
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
 
 
@@ -44,56 +46,51 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
     workdir, config = pathlib.Path(workdir), experiment.config
     settings, classes = config.evaluate, experiment.num_classes
     train, held_out = (_real(experiment, split) for split in ("train", "test"))
+    _check_sizes(settings.number, train, held_out)
     probe = reference.probe(train, workdir) if train.num_classes > 1 else None
-
-    labels = None
-    if classes:
-        # At random, so that the splits of the inception score see all classes.
-        labels = np.random.default_rng(settings.seed).integers(classes, size=settings.number)
-        labels = labels.astype(np.int32)
-    # A seed of its own, so that the scores are not those of the pictures looked at.
     drawn = sampling.draw(
         experiment,
         state,
         number=settings.number,
-        labels=labels,
+        labels=sample_labels("random", settings.number, classes, settings.seed),
         guidance=settings.guidance,
         seed=_evaluation_seed(settings.seed),
         progress="drawing samples to score",
     )
-    samples = data.to_float(drawn.images)
+    seen, unseen, samples = map(_float, (train.images, held_out.images, drawn.images))
     report = {
         "step": int(state.step),
         "samples": settings.number,
         "nfe": drawn.nfe,
         "guidance": settings.guidance,
-        "real": {"train": len(train.images), "held_out": len(held_out.images)},
+        "real": {"train": len(seen), "held_out": len(unseen)},
         "features": probe.convention if probe else "none: the data have no labels",
-    }
-    sets = {
-        "samples_to_held_out": (held_out.images, samples),
-        "samples_to_train": (train.images, samples),
-        "train_to_held_out": (held_out.images, train.images),
-    }
-    report["distances"] = {
-        name: distances(probe, *(np.asarray(_float(part)) for part in pair))
-        for name, pair in sets.items()
-    }
-    report["nearest_training_image"] = {
-        "quantiles": QUANTILES,
-        "samples": _nearest(train.images, samples),
-        "held_out": _nearest(train.images, _float(held_out.images)),
+        "distances": {
+            "samples_to_held_out": distances(probe, unseen, samples),
+            "samples_to_train": distances(probe, seen, samples),
+            "train_to_held_out": distances(probe, unseen, seen),
+        },
+        "nearest_training_image": {
+            "quantiles": list(QUANTILES),
+            "samples": _nearest(seen, samples),
+            "held_out": _nearest(seen, unseen),
+        },
     }
     if probe:
+        logits = {"samples": probe.logits(samples), "held_out": probe.logits(unseen)}
+        # The published scores have 10 splits of 50,000; the fewer in a split, the lower the score.
+        splits = 10 if min(map(len, logits.values())) >= 5000 else 1
+        shuffle = np.random.default_rng(0).permutation  # data may be sorted by class
         report["inception_score"] = {
-            "samples": metrics.inception_score(probe.logits(samples)).mean,
-            "held_out": metrics.inception_score(probe.logits(_float(held_out.images))).mean,
+            name: metrics.inception_score(shuffle(each), splits=splits).mean
+            for name, each in logits.items()
         }
     if probe and classes:
         report["label_accuracy"] = _label_accuracy(experiment, state, probe, drawn, held_out)
+        judge = train_classifier(samples, drawn.labels, classes)
         report["classifier_trained_on"] = {
-            "samples": _trained_on(drawn.images, labels, held_out, classes),
-            "train": metrics.accuracy(probe.logits(_float(held_out.images)), held_out.labels),
+            "samples": metrics.accuracy(judge.logits(unseen), held_out.labels),
+            "train": metrics.accuracy(logits["held_out"], held_out.labels),
         }
     if jax.process_index() == 0:
         _write_pictures(workdir, drawn.images, train.images, held_out.images)
@@ -186,21 +183,41 @@ def table(report: dict) -> str:
 
 def _real(experiment: Experiment, split: str) -> data.ArraySource:
     config = experiment.config.data
-    source = data.create(config.source, split=split, **config.options)
+    try:
+        source = data.create(config.source, split=split, **config.options)
+    except ValueError as error:
+        if split == "train":
+            raise
+        raise ValueError(f"scores compare samples with images held out, but {error}") from error
     return data.in_memory(source, MAX_REAL)
 
 
+def _check_sizes(number: int, train: data.ArraySource, held_out: data.ArraySource) -> None:
+    """Raises ValueError where the scores by nearest neighbours cannot be computed."""
+    sizes = {
+        "config.evaluate.number is": number,
+        "the training images are": len(train),
+        "the images held out are": len(held_out),
+    }
+    for what, size in sizes.items():
+        if size < MIN_IMAGES:
+            raise ValueError(
+                f"scores need at least {MIN_IMAGES} images of a kind, but {what} {size}"
+            )
+
+
 def _float(images: np.ndarray) -> np.ndarray:
-    return np.asarray(data.to_float(images) if images.dtype == np.uint8 else images)
+    return np.asarray(data.to_float(images))
 
 
 def _evaluation_seed(seed: int) -> int:
+    """Of the samples scored, apart from any that ``--mode sample`` draws to be looked at."""
     return 2**31 + seed
 
 
 def _nearest(train: np.ndarray, images: np.ndarray) -> list[float]:
     """Quantiles of the distance to the nearest training image, on the [0, 1] scale of pixels."""
-    found = metrics.nearest_neighbours(_float(train) / 2, np.asarray(images) / 2)
+    found = metrics.nearest_neighbours(train / 2, images / 2)
     return [float(q) for q in np.quantile(found.distances[:, 0], QUANTILES)]
 
 
@@ -232,14 +249,6 @@ def _label_accuracy(
     }
 
 
-def _trained_on(
-    images: np.ndarray, labels: np.ndarray, held_out: data.ArraySource, classes: int
-) -> float:
-    """Classification accuracy score: a classifier trained on samples only, on held-out images."""
-    judge = train_classifier(_float(images), labels, classes)
-    return metrics.accuracy(judge.logits(_float(held_out.images)), held_out.labels)
-
-
 def _write_pictures(
     workdir: pathlib.Path, drawn: np.ndarray, train: np.ndarray, held_out: np.ndarray
 ) -> None:
@@ -249,12 +258,13 @@ def _write_pictures(
     pictures.save_png(
         workdir / "real_and_drawn.png", np.concatenate([sheets[0], gap, sheets[1]], 1)
     )
-    some = drawn[:40]
-    found = metrics.nearest_neighbours(_float(train), _float(some)).indices[:, 0]
     # Each row of samples above the row of their nearest training images.
+    columns = min(20, len(drawn))
+    some = drawn[: columns * min(2, len(drawn) // columns)]
+    found = metrics.nearest_neighbours(_float(train), _float(some)).indices[:, 0]
     rows = [
-        half
-        for start in range(0, len(some), 20)
-        for half in (some[start : start + 20], train[found[start : start + 20]])
+        half[start : start + columns]
+        for start in range(0, len(some), columns)
+        for half in (some, train[found])
     ]
-    pictures.save_png(workdir / "nearest.png", pictures.image_grid(np.concatenate(rows), 20))
+    pictures.save_png(workdir / "nearest.png", pictures.image_grid(np.concatenate(rows), columns))
