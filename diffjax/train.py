@@ -2,7 +2,8 @@
 
 Whatever interrupts a run, starting it again with the same workdir ends with the same parameters,
 bit for bit: the state holds the key of all later draws, batch ``s`` is a function of seed and step,
-and the compiled update is the same program.
+and the compiled update is the same program. (On GPUs that takes kernels that always add in the
+same order: ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``.)
 """
 
 import collections
