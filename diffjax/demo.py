@@ -46,7 +46,9 @@ def _meaning(report: dict) -> str:
         else f"{100 * (1 - samples / held_out):.0f} % nearer than real images it has never seen"
     )
     lines.append(
-        f"  The median sample is {samples:.3f} from the nearest training image, {verdict}."
+        f"  The median sample is {samples:.3f} from the nearest training image, {verdict},\n"
+        f"  and {report['nearest_held_out_image']['samples'][2]:.3f} from the nearest of those: a "
+        "copy would be much nearer to the first."
     )
     for name, value in report.get("label_accuracy", {}).items():
         if name.startswith("guidance"):

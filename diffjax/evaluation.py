@@ -75,6 +75,12 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
             "samples": _nearest(seen, samples),
             "held_out": _nearest(seen, unseen),
         },
+        # A copy is nearer to what it was copied from: samples of a model that does not copy are
+        # about as far from images it has not seen as from those it has.
+        "nearest_held_out_image": {
+            "quantiles": list(QUANTILES),
+            "samples": _nearest(unseen, samples),
+        },
     }
     if probe:
         logits = {"samples": probe.logits(samples), "held_out": probe.logits(unseen)}
@@ -163,7 +169,9 @@ def table(report: dict) -> str:
     near = report["nearest_training_image"]
     lines.append(
         "distance to the nearest training image, median: "
-        f"samples {near['samples'][2]:.3f}, held-out images {near['held_out'][2]:.3f}"
+        f"samples {near['samples'][2]:.3f}, held-out images {near['held_out'][2]:.3f}; "
+        "to the nearest held-out image: "
+        f"samples {report['nearest_held_out_image']['samples'][2]:.3f}"
     )
     if "inception_score" in report:
         score = report["inception_score"]

@@ -345,6 +345,7 @@ def test_what_the_figures_mean(tmp_path, monkeypatch, capsys):
             "train_to_held_out": {"frechet": 2.0},
         },
         "nearest_training_image": near,
+        "nearest_held_out_image": {"samples": [0, 0, 0.35, 0]},
         "label_accuracy": {"guidance 1": 0.5, "guidance 2": 0.75, "real, held-out": 0.99},
     }
     monkeypatch.setattr(sampling, "sample", lambda *_: tmp_path / "samples.npz")
@@ -353,6 +354,7 @@ def test_what_the_figures_mean(tmp_path, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "Samples are 1.50 times as far from the held-out images as real images are" in said
     assert "0.300 from the nearest training image, 25 % nearer than real images" in said
+    assert "0.350 from the nearest of those" in said
     assert "With guidance 1, 50.0 % of the samples are of the class asked for." in said
     assert "With guidance 2, 75.0 %" in said and "99" not in said
     assert "samples.png samples, guidance 2" in said

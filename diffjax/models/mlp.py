@@ -23,15 +23,15 @@ class MLP(nn.Module):
     """Predicts the noise (or whatever it is trained on) in a vector or a small image.
 
     Residual blocks of two dense layers, each block's input scaled and shifted by what the time and
-    the label say. Blocks and output start at zero, as in the larger networks. The one normalisation
-    is at the end: inside the blocks it would hide the length of the hidden vector, which in a few
-    dimensions carries much of the answer.
+    the label say. Blocks and output start at zero, as in the larger networks.
 
     Attributes:
         width: Length of the hidden vector.
         depth: Number of blocks.
         num_classes: Number of classes, 0 for an unconditional network. Index ``num_classes`` is
             the null label.
+        layer_norm: Whether each block normalises its input. Better for images; in a few dimensions
+            it hides the length of the hidden vector, which carries much of the answer there.
         dropout: Rate inside the blocks, when training.
         time_embedding: ``'sinusoidal'`` for a step index in 0..999, as the other networks take it;
             ``'fourier'`` for a time of order one, such as ``t`` in [0, 1] or ``log(sigma) / 4``.
@@ -43,6 +43,7 @@ class MLP(nn.Module):
     width: int = 256
     depth: int = 4
     num_classes: int = 0
+    layer_norm: bool = False
     dropout: float = 0.0
     time_embedding: Literal["sinusoidal", "fourier"] = "sinusoidal"
     learned_variance: bool = False
@@ -72,7 +73,9 @@ class MLP(nn.Module):
         h = x.reshape(batch, -1).astype(self.dtype)
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(h)
         for i in range(self.depth):
-            h = Block(self.dropout, self.dtype, name=f"block_{i}")(h, conditioning, train)
+            h = Block(self.layer_norm, self.dropout, self.dtype, name=f"block_{i}")(
+                h, conditioning, train
+            )
         h = nn.swish(nn.LayerNorm(dtype=self.dtype, name="norm_out")(h))
         shape = (*x.shape[:-1], x.shape[-1] * (2 if self.learned_variance else 1))
         out = nn.Dense(
@@ -105,10 +108,12 @@ class Block(nn.Module):
     """Two dense layers behind a modulation, around a shortcut.
 
     Attributes:
+        layer_norm: Whether to normalise the input of the two layers.
         dropout: Rate before the second layer.
         dtype: Type of the computation.
     """
 
+    layer_norm: bool
     dropout: float
     dtype: jnp.dtype
 
@@ -118,7 +123,10 @@ class Block(nn.Module):
         width = x.shape[-1]
         dense = nn.Dense(2 * width, dtype=self.dtype, name="modulation")
         scale, shift = jnp.split(dense(conditioning), 2, axis=-1)
-        h = nn.swish(x * (1 + scale) + shift)
+        h = x
+        if self.layer_norm:
+            h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(h)
+        h = nn.swish(h * (1 + scale) + shift)
         h = nn.swish(nn.Dense(width, dtype=self.dtype, name="dense_0")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         out = nn.Dense(width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="dense_1")
