@@ -63,25 +63,32 @@ def batch(rows=16, seed=0):
     return {"image": images, "label": np.arange(rows, dtype=np.int32) % CLASSES}
 
 
-def request(index, guidance=1.0):
-    index = jnp.asarray(index)
-    return Request(index, index % CLASSES, guidance)
+def compiled(system):
+    """``(state, index, labels=None, scale=1) -> Samples``; a scale in an array is traced."""
 
+    def run(state, index, labels, scale):
+        return system.sample(state, jax.random.key(5), Request(index, labels, scale))
 
-def draw(system, state, request, seed=5):
-    """Samples, compiled; a scale that is a number stays one."""
+    traced = jax.jit(run)
+    fixed = jax.jit(run, static_argnums=3)
 
-    @jax.jit
-    def run(state, key, index, labels):
-        return system.sample(state, key, request._replace(index=index, labels=labels))
+    def draw(state, index, labels=None, scale=1):
+        function = fixed if isinstance(scale, int | float) else traced
+        return function(state, jnp.asarray(index), labels, scale)
 
-    return run(state, jax.random.key(seed), request.index, request.labels)
+    return draw
 
 
 @pytest.fixture(scope="module")
 def initial():
     """The state before training of every system here with labels."""
     return jax.jit(make().init)(jax.random.key(0), batch())
+
+
+@pytest.fixture(scope="module")
+def draw():
+    """Compiled once for all: the plain system's samples."""
+    return compiled(make())
 
 
 # Training.
@@ -193,11 +200,11 @@ def test_an_unconditional_system_needs_no_labels():
     assert "label" not in state.params and not system.conditional
     new, metrics = jax.jit(system.update)(state, rows, jax.random.key(1))
     assert jnp.isfinite(metrics["loss"]) and int(new.step) == 1
-    samples = draw(system, new, Request(jnp.arange(2)))
+    samples = compiled(system)(new, np.arange(2))
     chex.assert_shape(samples.images, (2, *SHAPE))
     assert samples.labels is None and samples.nfe == 4
     with pytest.raises(ValueError, match="guidance needs labels"):
-        draw(system, new, Request(jnp.arange(2), guidance=2.0))
+        compiled(system)(new, np.arange(2), scale=2.0)
 
 
 # Sampling.
@@ -208,7 +215,8 @@ def test_sample_i_depends_on_seed_and_i_alone(initial):
     system, index = make(), np.arange(40, 64)
 
     def pictures(index, seed):
-        return system.sample(initial, jax.random.key(seed), request(index, 1.7)).images
+        wanted = Request(index, index % CLASSES, 1.7)
+        return system.sample(initial, jax.random.key(seed), wanted).images
 
     jitted = jax.jit(pictures)
 
@@ -234,49 +242,70 @@ def test_sample_i_depends_on_seed_and_i_alone(initial):
     assert np.abs(jitted(index[:8], 6) - whole[:8]).max() > 0.1
 
 
-def test_guidance_costs_two_evaluations_and_none_costs_one(initial):
-    system, index = make(), np.arange(3)
-    plain, guided = (draw(system, initial, request(index, scale)) for scale in (1, 2.0))
-    assert (plain.nfe, guided.nfe) == (4, 8)
-    np.testing.assert_array_equal(guided.labels, index)
-    # A scale in an array may be anything, so it is guided; where it is one, to the same picture.
-    mixed = draw(system, initial, request(index, jnp.array([1.0, 2.0, 1.0])))
-    assert mixed.nfe == 8
-    np.testing.assert_allclose(mixed.images[1], guided.images[1], atol=1e-5)
-    np.testing.assert_allclose(mixed.images[::2], plain.images[::2], atol=1e-5)
-    assert np.abs(guided.images - plain.images).max() > 1e-3
+@pytest.mark.parametrize(
+    ("scale", "nfe"), [(1, 4), (1.0, 4), (0.0, 8), (2, 8), (np.ones(3), 8), (jnp.ones(()), 8)]
+)
+def test_guidance_costs_two_evaluations_and_none_costs_one(initial, scale, nfe):
+    """A scale in an array may be anything, so it is guided."""
+    wanted = Request(jnp.arange(3), jnp.arange(3), scale)
+    found = []
+
+    def run():
+        samples = make().sample(initial, jax.random.key(0), wanted)
+        found.append(samples.nfe)
+        return samples.images
+
+    assert jax.eval_shape(run).shape == (3, *SHAPE)
+    assert found == [nfe]
 
 
-def test_the_label_asked_for_is_drawn(initial):
-    wanted = Request(jnp.zeros(4, int), jnp.array([0, 1, 2, CLASSES]))
-    plain = draw(make(), initial, wanted).images
-    apart = np.abs(np.asarray(plain)[:, None] - np.asarray(plain)).max(axis=(2, 3, 4))
+def test_what_is_drawn_is_what_label_and_scale_ask_for(initial, draw):
+    """Four samples that differ in nothing but their label."""
+    index, labels = np.zeros(4, int), np.array([0, 1, 2, CLASSES])
+    plain = draw(initial, index, labels)
+    np.testing.assert_array_equal(plain.labels, labels)
+    apart = np.abs(np.asarray(plain.images)[:, None] - np.asarray(plain.images)).max((2, 3, 4))
     assert (apart[~np.eye(4, dtype=bool)] > 1e-3).all()
-    # A scale of 0 is the prediction for the null label, whatever label is asked for.
-    nothing = draw(make(), initial, wanted._replace(guidance=0.0)).images
-    np.testing.assert_allclose(nothing, np.broadcast_to(plain[3], nothing.shape), atol=1e-5)
+    # Scale 1 is the label's prediction, 0 that of the null label whatever the label; each sample
+    # has its own scale.
+    guided = draw(initial, index, labels, jnp.array([1.0, 0.0, 3.0, 3.0])).images
+    np.testing.assert_allclose(guided[0], plain.images[0], atol=1e-5)
+    np.testing.assert_allclose(guided[1], plain.images[3], atol=1e-5)
+    np.testing.assert_allclose(guided[3], plain.images[3], atol=1e-5)
+    assert np.abs(guided[2] - plain.images[2]).max() > 1e-3
 
 
 def test_samples_come_from_the_average_named(initial):
-    def scaled(factor):
-        return jax.tree.map(lambda leaf: factor * leaf, initial.params)
-
-    kept = {"0.9": scaled(0.5), "0.99": scaled(2.0), "": scaled(1.0)}
-    state = initial.replace(ema={rate: params for rate, params in kept.items() if rate})
-    found = {
-        rate: draw(make(sample_ema=rate), state, request(np.arange(2))).images for rate in kept
+    kept = {
+        rate: jax.tree.map(lambda leaf, factor=factor: factor * leaf, initial.params)
+        for rate, factor in {"0.9": 0.5, "0.99": 2.0, "": 1.0}.items()
     }
-    raw = make(sample_ema="")
-    for rate, params in kept.items():
-        alone = draw(raw, initial.replace(params=params, ema={}), request(np.arange(2))).images
-        np.testing.assert_allclose(found[rate], alone, rtol=1e-5)
-    assert np.abs(found["0.9"] - found["0.99"]).min() > 0
-    assert np.abs(found["0.9"] - found[""]).min() > 0
+    state = initial.replace(ema={rate: params for rate, params in kept.items() if rate})
+    raw = compiled(make(sample_ema=""))
+    expected = {
+        rate: raw(state.replace(params=params), np.arange(2), np.arange(2)).images
+        for rate, params in kept.items()
+    }
+    for rate in ("0.9", "0.99"):
+        found = compiled(make(sample_ema=rate))(state, np.arange(2), np.arange(2)).images
+        np.testing.assert_allclose(found, expected[rate], rtol=1e-5)
+        assert np.abs(found - expected[""]).max() > 1e-2
 
 
 def test_an_average_that_is_not_kept(initial):
     with pytest.raises(ValueError, match=r"no parameter average of rate '0.5'.*'0.9', '0.99'"):
-        draw(make(sample_ema="0.5"), initial, request([0]))
+        compiled(make(sample_ema="0.5"))(initial, np.arange(1), np.arange(1))
+
+
+def test_scale_by_time_and_limit_are_applied(initial, draw):
+    index, labels = np.zeros(4, int), np.array([0, 1, 2, CLASSES])
+    limit = functools.partial(guidance.threshold, schedule=SCHEDULE)
+    limited = compiled(make(sampling={"limit": limit}))(initial, index, labels, 30.0)
+    assert np.abs(limited.images).max() == 1 and limited.nfe == 8
+    # Guidance in an interval that holds no time of the grid is none.
+    scale = lambda scale, t: guidance.interval(scale, 1e-9, 1e-8)(t)  # noqa: E731
+    outside = compiled(make(sampling={"scale": scale}))(initial, index, labels, 30.0)
+    np.testing.assert_allclose(outside.images, draw(initial, index, labels).images, atol=1e-5)
 
 
 def test_samples_start_from_the_prior_and_its_noise_is_another(key):
@@ -284,12 +313,14 @@ def test_samples_start_from_the_prior_and_its_noise_is_another(key):
     still = solvers.one_step(lambda predict, x, span, key: x)
     fresh = solvers.one_step(lambda predict, x, span, key: normal(key, x.shape))
     ts = jnp.array([SCHEDULE.t_max, SCHEDULE.t_min])
-    start, noise = (
-        sampler(SCHEDULE, Recipe(solver, ts, False), (2, 2, 1))(
-            lambda x, t, labels: Prediction(x, x), key, Request(jnp.arange(1000))
-        ).images.ravel()
-        for solver in (still, fresh)
-    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(solver):
+        draw = sampler(SCHEDULE, Recipe(solver, ts, False), (2, 2, 1))
+        predict = lambda x, t, labels: Prediction(x, x)  # noqa: E731
+        return draw(predict, key, Request(jnp.arange(1000))).images.ravel()
+
+    start, noise = run(still), run(fresh)
     assert stats.kstest(start / SCHEDULE.t_max, "norm").pvalue > 1e-3
     assert stats.kstest(noise, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(start, noise)[0, 1]) < 4 / np.sqrt(4000)
@@ -300,18 +331,6 @@ def test_samples_start_from_the_prior_and_its_noise_is_another(key):
         SCHEDULE.t_max * jax.random.normal(own, (2, 2, 1)),
         rtol=1e-5,
     )
-
-
-def test_scale_by_time_and_limit_are_applied(initial):
-    wanted = request(np.arange(3), 30.0)
-    limit = functools.partial(guidance.threshold, schedule=SCHEDULE)
-    limited = draw(make(sampling={"limit": limit}), initial, wanted)
-    assert np.abs(limited.images).max() == 1 and limited.nfe == 8
-    # Guidance in an interval that holds no time of the grid is none.
-    scale = lambda scale, t: guidance.interval(scale, 1e-9, 1e-8)(t)  # noqa: E731
-    outside = draw(make(sampling={"scale": scale}), initial, wanted)
-    plain = draw(make(), initial, request(np.arange(3)))
-    np.testing.assert_allclose(outside.images, plain.images, atol=1e-5)
 
 
 def test_samples_of_a_linear_model_have_its_distribution(key):
