@@ -36,7 +36,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     )
     config.loss = dict(
         target="x0",
-        weighting="min_snr",  # '' for the plain loss on the target; or edm, min_snr, sigmoid, snr, v
+        weighting="min_snr",  # '' for the plain target; or edm, min_snr, sigmoid, snr, v
         weighting_options=dict(gamma=20.0),  # the weighting's own
         times="stratified",  # uniform, stratified, discrete, log_normal
         times_options=dict(),  # the times' own, e.g. mean and std of log_normal
