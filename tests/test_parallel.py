@@ -202,7 +202,7 @@ def test_two_hosts_train_what_one_trains(tmp_path):
     alone = loops.train(experiment, tmp_path / "one")
     both = training.restore(experiment, tmp_path / "two")
     chex.assert_trees_all_close(both, training.on_host(alone), rtol=1e-5, atol=1e-6)
-    assert [path.name for path in (tmp_path / "two" / "samples").iterdir()] == [
+    assert sorted(path.name for path in (tmp_path / "two" / "samples").iterdir()) == [
         "00000003.png",
         "00000006.png",
     ]
