@@ -19,6 +19,7 @@ TEST = [
     "nbclient>=0.10",
     "ipykernel>=6",
     "scipy>=1.14",
+    "tensorboard>=2.18",
 ]
 
 setup(

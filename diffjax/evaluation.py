@@ -52,7 +52,8 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         experiment,
         state,
         number=settings.number,
-        labels=sample_labels("random", settings.number, classes, settings.seed),
+        # As many of each: chance would count as a distance.
+        labels=sample_labels("cycle", settings.number, classes),
         guidance=settings.guidance,
         seed=_evaluation_seed(settings.seed),
         progress="drawing samples to score",
@@ -93,11 +94,12 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         }
     if probe and classes:
         report["label_accuracy"] = _label_accuracy(experiment, state, probe, drawn, held_out)
-        judge = train_classifier(samples, drawn.labels, classes)
-        report["classifier_trained_on"] = {
-            "samples": metrics.accuracy(judge.logits(unseen), held_out.labels),
-            "train": metrics.accuracy(logits["held_out"], held_out.labels),
-        }
+        if (samples != samples[0]).any():  # a collapsed network's pictures teach nothing
+            judge = train_classifier(samples, drawn.labels, classes)
+            report["classifier_trained_on"] = {
+                "samples": metrics.accuracy(judge.logits(unseen), held_out.labels),
+                "train": metrics.accuracy(logits["held_out"], held_out.labels),
+            }
     if jax.process_index() == 0:
         _write_pictures(workdir, drawn.images, train.images, held_out.images)
         (workdir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")

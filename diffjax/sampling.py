@@ -45,7 +45,7 @@ class Drawn(NamedTuple):
 def compile_draw(
     experiment: Experiment, mesh: Mesh, guidance: float = 1.0
 ) -> tuple[Draw, Callable[[], int]]:
-    """The system's ``sample`` for many devices.
+    """The system's ``sample`` for many devices, whichever mode the state was trained in.
 
     Args:
         experiment: What is drawn from.
@@ -56,7 +56,6 @@ def compile_draw(
         ``draw(state, key, index, labels) -> uint8 images`` on the host, for a number of rows that
         the mesh divides; and a function that tells the network evaluations per sample once drawn.
     """
-    pmapped = experiment.config.parallel.mode == "pmap"
     nfe = []
 
     def body(state, key, index, labels):
@@ -64,19 +63,11 @@ def compile_draw(
         nfe.append(samples.nfe)
         return images.to_uint8(samples.images)
 
-    if pmapped:
-        mapped = jax.pmap(body, in_axes=(None, None, 0, 0), devices=list(mesh.devices.flat))
-    else:
-        mapped = jax.jit(body, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(body, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def run(state: TrainState, key: Key, index: np.ndarray, labels: np.ndarray | None):
-        rows = (index, labels)
-        if pmapped:
-            rows = jax.tree.map(lambda leaf: leaf.reshape(mesh.size, -1), rows)
-        else:
-            rows = jax.device_put(rows, parallel.batch_sharding(mesh))
-        drawn = np.asarray(mapped(state, key, *rows))
-        return drawn.reshape(-1, *drawn.shape[-3:])
+        rows = jax.device_put((index, labels), parallel.batch_sharding(mesh))
+        return np.asarray(compiled(state, key, *rows))
 
     return run, lambda: nfe[-1]
 
