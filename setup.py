@@ -1,4 +1,4 @@
-"""Package metadata of diffjax; tool settings are in pyproject.toml, tested versions in constraints.txt."""
+"""Package metadata of diffjax; tools are set in pyproject.toml, versions in constraints.txt."""
 
 import pathlib
 import re
