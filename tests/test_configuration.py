@@ -8,8 +8,7 @@ import pytest
 from diffjax import configuration
 from diffjax.configuration import FIELDS, INFERRED, flatten, load, override, validate
 
-ROOT = pathlib.Path(__file__).parent.parent
-DIGITS = ROOT / "configs/digits/default.py"
+DIGITS = pathlib.Path(__file__).parent / "data/digits.py"
 
 
 @pytest.fixture

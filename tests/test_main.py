@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 main = runpy.run_path(str(ROOT / "main.py"))["main"]
 
 SMALL = [
-    f"--config={ROOT}/configs/digits/default.py:quick",
+    f"--config={ROOT}/tests/data/digits.py:quick",
     "--config.model.width=8",
     "--config.model.depth=1",
     "--config.train.steps=4",
@@ -122,6 +122,8 @@ def test_dry_run_of_a_run_in_a_process_of_its_own(trained, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^parameters +[\d,]+$", done.stdout, re.M) and '"width": 8' in done.stdout
+    assert re.search(r"^memory +[\d.]+ [KM]iB a device", done.stdout, re.M)
+    assert re.search(r"^devices +1 cpu \(sharding, data=1, fsdp=1\)$", done.stdout, re.M)
     assert sorted(path.stat().st_mtime_ns for path in trained.rglob("*")) == before
     assert any((tmp_path / "cache/diffjax").rglob("jit_*"))
 

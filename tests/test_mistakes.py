@@ -12,7 +12,7 @@ from PIL import Image
 from diffjax import configuration, experiment, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
-DIGITS = str(ROOT / "configs/digits/default.py")
+DIGITS = str(ROOT / "tests/data/digits.py")
 QUICK = f"{DIGITS}:quick"
 main = runpy.run_path(str(ROOT / "main.py"))["main"]
 
@@ -259,6 +259,10 @@ MISTAKES = {
 }
 
 
+def typed(arguments, place) -> list[str]:
+    return [argument.replace("{place}", str(place)) for argument in arguments]
+
+
 def snapshot(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
     return {
         path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(root.rglob("*"))
@@ -269,7 +273,7 @@ def snapshot(root: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
 def test_mistake_is_one_clear_line(mistake, place, capsys):
     arguments, *expected = MISTAKES[mistake]
     before = snapshot(place)
-    code = main(["main.py", *(argument.replace("{place}", str(place)) for argument in arguments)])
+    code = main(["main.py", *typed(arguments, place)])
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if "LABELS IGNORED" not in line]
     assert code == 2
@@ -277,7 +281,6 @@ def test_mistake_is_one_clear_line(mistake, place, capsys):
     for text in expected:
         assert text.replace("{place}", str(place)) in lines[0], lines[0]
     assert len(lines[0]) < 600
-    print(lines[0])
     assert snapshot(place) == before
 
 
@@ -292,22 +295,23 @@ def command(*arguments) -> subprocess.CompletedProcess:
 
 
 def test_mistake_in_a_process_of_its_own(tmp_path):
-    done = command("--mode=train", "--config", QUICK, f"--workdir={tmp_path}/x", "--config.sed=1")
+    config = "configs/digits/default.py"
+    done = command("--mode=train", "--config", config, f"--workdir={tmp_path}/x", "--config.sed=1")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("diffjax: there is no config.sed; did you mean config.seed?")
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_traceback_on_request(capsys):
+def test_traceback_on_request(place):
     with pytest.raises(ValueError, match=r"no config\.sed;"):
-        main(["main.py", *fresh("sed=1"), "--traceback"])
+        main(["main.py", *typed(fresh("sed=1"), place), "--traceback"])
 
 
-def test_bugs_keep_their_traceback(monkeypatch):
+def test_bugs_keep_their_traceback(monkeypatch, place):
     def broken(*arguments, **keywords):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(experiment, "build", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        main(["main.py", "--mode", "dry_run", "--config", QUICK])
+        main(["main.py", *typed(fresh(mode="dry_run"), place)])

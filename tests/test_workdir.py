@@ -10,7 +10,7 @@ import pytest
 from diffjax.configuration import load, override
 from diffjax.workdir import CONFIG_FILE, check_workdir, load_config, save_config
 
-DIGITS = pathlib.Path(__file__).parent.parent / "configs/digits/default.py"
+DIGITS = pathlib.Path(__file__).parent / "data/digits.py"
 
 
 @pytest.fixture
