@@ -15,7 +15,7 @@ from diffjax.experiment import build
 from diffjax.metrics.probe import ClassifierProbe, train_classifier
 
 ROOT = pathlib.Path(__file__).parent.parent
-DIGITS = "digits/default.py:quick"
+QUICK = f"{ROOT}/configs/digits/default.py:quick"
 SMALL = ("model.width=8", "model.depth=1", "sample.calls=2", "sample.guidance=1.0")
 
 
@@ -27,15 +27,19 @@ def digits(split):
     return data.in_memory(data.create("digits", split=split), REAL)
 
 
-def make(*overrides, file=DIGITS):
-    settings = SMALL if file == DIGITS else ()
-    arguments = [f"--config.{override}" for override in (*settings, *overrides)]
-    return build(configuration.override(configuration.load(f"{ROOT}/configs/{file}"), arguments))
+def make(*overrides):
+    arguments = [f"--config.{override}" for override in (*SMALL, *overrides)]
+    return build(configuration.override(configuration.load(QUICK), arguments))
 
 
-def untrained(experiment):
+def untrained(experiment, scale=0.5):
+    """A state with parameters at random: the initial ones make every sample the same."""
     example = {"image": np.zeros((1, *experiment.shape), np.uint8), "label": np.zeros(1, np.int32)}
-    return jax.jit(experiment.system.init)(jax.random.key(0), example)
+    state = jax.jit(experiment.system.init)(jax.random.key(0), example)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + scale * random.normal(size=leaf.shape), state.params)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    return state.replace(params=params, ema=dict.fromkeys(state.ema, params))
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +61,11 @@ def judged(tmp_path_factory, quick_judges):
     return workdir
 
 
-def evaluated(experiment, workdir, judged=None):
+def evaluated(experiment, workdir, judged=None, scale=0.5):
     """The report, as returned and as in the file, which must agree."""
     if judged:
         shutil.copy(judged / reference.PROBE_FILE, workdir)
-    report = evaluation.evaluate(experiment, untrained(experiment), workdir)
+    report = evaluation.evaluate(experiment, untrained(experiment, scale), workdir)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -145,6 +149,18 @@ def test_an_untrained_conditional_system(tmp_path, judged):
     assert size(tmp_path / "real_and_drawn.png") == (80 + 4 + 80, 80)
 
 
+def test_a_collapsed_network_is_scored_too(tmp_path, judged):
+    """All samples alike: a classifier has nothing to learn from them, all else is measured."""
+    silent = make("evaluate.number=20", "prediction.parametrization=x0")
+    report = evaluated(silent, tmp_path, judged, scale=0.0)
+    assert report["inception_score"]["samples"] == pytest.approx(1)
+    ideal, collapsed = (
+        report["distances"][name] for name in ("train_to_held_out", "samples_to_held_out")
+    )
+    assert collapsed["recall"] == 0 and collapsed["frechet"] > 5 * ideal["frechet"]
+    assert "label_accuracy" in report and "classifier_trained_on" not in report
+
+
 @pytest.mark.parametrize(("number", "columns", "rows"), [(8, 8, 1), (30, 20, 1), (45, 20, 2)])
 def test_the_nearest_training_image_stands_below_its_sample(
     tmp_path, monkeypatch, unlabelled, number, columns, rows
@@ -195,11 +211,12 @@ def test_data_without_labels(tmp_path, unlabelled):
 
 
 def test_colour_pictures(tmp_path, quick_judges):
-    experiment = make("evaluate.number=64", file="patches/default.py:quick")
+    patches = ("data.source=patches", "data.options.size=8", "data.options.length=64")
+    experiment = make(*patches, "evaluate.number=64")
     report = evaluated(experiment, tmp_path)
     assert report["distances"]["samples_to_held_out"]["n"] == [64, 64]
     assert report["real"] == {"train": 64, "held_out": 64}
-    assert report["nfe"] == 5 and report["label_accuracy"].keys() == {
+    assert report["nfe"] == 2 and report["label_accuracy"].keys() == {
         "guidance 1",
         "real, held-out",
     }

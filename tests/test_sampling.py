@@ -198,7 +198,7 @@ def test_other_settings_never_share_a_name(experiment, state, twenty):
         labels="'3,3'",
         solver="euler",
         calls=9,
-        grid="log_snr",
+        grid="quadratic",
         denoise=False,
         guidance=1.2,
         guidance_interval=(0.5, 2.0),
