@@ -18,7 +18,7 @@ from diffjax.models.embeddings import (
 )
 from diffjax.typing import Array
 
-__all__ = ["DIT_SIZES", "DiT", "dit", "patchify", "unpatchify"]
+__all__ = ["DIT_SIZES", "DiT", "patchify", "published_dit", "unpatchify"]
 
 TIME_FEATURES = 256
 
@@ -30,7 +30,7 @@ DIT_SIZES = {
 }
 
 
-def dit(size: str, **attributes) -> "DiT":
+def published_dit(size: str, **attributes) -> "DiT":
     """A network of the paper, by its name.
 
     Args:

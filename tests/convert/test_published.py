@@ -1,0 +1,140 @@
+"""Published networks: every name, every count, and outputs computed with the official code.
+
+The weights behind the outputs are not stored; they follow from the tensors' names.
+"""
+
+import json
+import pathlib
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import convert
+from diffjax.models import DIT_SIZES
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "data" / "reference"
+ALL = sorted(
+    (family, path.stem)
+    for family in convert.FAMILIES
+    for path in (REFERENCE / family).glob("*.json")
+)
+TINY = [(family, name) for family, name in ALL if name.startswith("tiny")]
+
+
+def load(family, name):
+    """The official constructor's arguments, the tensors' shapes and the number of parameters."""
+    stored = json.loads((REFERENCE / family / f"{name}.json").read_text())
+    case = stored["case"]
+    if family == "ddpm" and isinstance(case, list):
+        fields = ("image_size", "ch", "ch_mult", "num_res_blocks", "attn_resolutions")
+        case = dict(zip(fields, case, strict=True))
+    elif family == "dit" and isinstance(case, str):
+        size, patch, latent = re.fullmatch(r"DiT-(\w+)/(\d), .* latents (\d+)x.*", case).groups()
+        width, depth, heads = (DIT_SIZES[size][k] for k in ("width", "depth", "num_heads"))
+        case = dict(input_size=int(latent), patch_size=int(patch), hidden_size=width)
+        case |= dict(depth=depth, num_heads=heads)
+    case.pop("note", None)
+    return case, stored["tensors"], stored["parameters"]
+
+
+def named_weights(shapes, **given):
+    """The weights that follow from the names."""
+    weights = dict(given)
+    for name in shapes.keys() - given.keys():
+        shape = shapes[name]
+        draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+        if len(shape) > 1:
+            draw /= np.sqrt(np.prod(shape[1:]))
+        else:
+            draw = 0.1 * draw + name.endswith("weight")
+        weights[name] = draw.astype(np.float32)
+    return weights
+
+
+@pytest.fixture
+def tiny():
+    """The smallest case of each kind of layer: arguments and weights."""
+    case, shapes, _ = load("dit", "tiny_p4_nolearn")
+    with np.load(REFERENCE / "dit" / "tiny_p4_nolearn.npz") as stored:
+        return case, named_weights(shapes, pos_embed=stored["pos_embed"])
+
+
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_every_official_name_is_used_once(family, name):
+    case, shapes, parameters = load(family, name)
+    published = convert.published(family, **case)
+    used = dict.fromkeys(published.constants, 0)
+    for source in convert.sources(published).values():
+        for official in source.names:
+            assert official not in used
+            assert np.prod(shapes[official]) == np.prod(source.shape)
+            used[official] = np.prod(source.shape)
+    assert used.keys() == shapes.keys()
+    frozen = sum(value.size for value in published.constants.values())
+    assert sum(used.values()) + frozen == parameters
+
+
+@pytest.mark.parametrize(("family", "name"), TINY)
+def test_outputs_are_the_official_ones(family, name):
+    case, shapes, _ = load(family, name)
+    with np.load(REFERENCE / family / f"{name}.npz") as stored:
+        stored = dict(stored)
+    constants = {key: stored[key] for key in stored.keys() & shapes.keys()}
+    variables = convert.from_torch(family, named_weights(shapes, **constants), **case)
+    labels = stored["y"].astype(np.int32) if "y" in stored else None
+    x = jnp.asarray(stored["x"].transpose(0, 2, 3, 1))
+    apply = jax.jit(convert.network(family, **case).apply)
+    out = apply(variables, x, stored["t"], labels)
+    want = stored["output"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(out, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+def test_half_precision_becomes_float32(tiny):
+    case, weights = tiny
+    halves = {name: weight.astype(np.float16) for name, weight in weights.items()}
+    halves["pos_embed"] = weights["pos_embed"]
+    params = convert.from_torch("dit", halves, **case)["params"]
+    assert params["patch_embed"]["kernel"].dtype == jnp.float32
+    stored = weights["final_layer.linear.weight"].astype(np.float16)
+    np.testing.assert_array_equal(params["out"]["kernel"], stored.T)
+
+
+def missing(weights):
+    del weights["blocks.1.attn.proj.bias"]
+
+
+def left_over(weights):
+    weights["blocks.2.attn.proj.bias"] = np.zeros(48, np.float32)
+
+
+def transposed(weights):
+    weights["blocks.0.mlp.fc1.weight"] = weights["blocks.0.mlp.fc1.weight"].T
+
+
+def trained_table(weights):
+    weights["pos_embed"] = weights["pos_embed"] + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (missing, "lacks .*: blocks.1.attn.proj.bias"),
+        (left_over, "more than .*: blocks.2.attn.proj.bias"),
+        (transposed, r"blocks.0.mlp.fc1.weight has shape \(48, 192\)"),
+        (trained_table, "pos_embed differs"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tiny, spoil, message):
+    case, weights = tiny
+    spoil(weights)
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch("dit", weights, **case)
+
+
+def test_unknown_family():
+    with pytest.raises(ValueError, match="unknown family 'gan'; there are ddpm, dit"):
+        convert.network("gan")
