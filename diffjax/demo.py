@@ -3,12 +3,15 @@
 import os
 import pathlib
 
-from diffjax import evaluation, sampling
+import numpy as np
+
+from diffjax import data, evaluation, sampling
+from diffjax.data import images
 from diffjax.experiment import Experiment
 from diffjax.logging import METRICS_FILE, read_metrics
 from diffjax.state import TrainState
 
-__all__ = ["show", "training_curve"]
+__all__ = ["overview", "show", "training_curve"]
 
 
 def show(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> None:
@@ -18,8 +21,10 @@ def show(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) 
     samples = sampling.sample(experiment, state, workdir)
     report = evaluation.evaluate(experiment, state, workdir)
     curve = training_curve(workdir)
+    sheet = overview(experiment, samples, workdir)
     print(f"""
 Look at
+  {sheet}   held-out images left, samples right, guidance {config.sample.guidance:g}, enlarged
   {samples.with_suffix(".png")}   samples, guidance {config.sample.guidance:g}
   {workdir / "real_and_drawn.png"}   held-out images left, samples right, guidance \
 {config.evaluate.guidance:g}
@@ -27,6 +32,25 @@ Look at
   {curve}   the loss while training
   {workdir / evaluation.REPORT_FILE}   the figures above as numbers
 {_meaning(report)}""")
+
+
+def overview(experiment: Experiment, samples: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+    """Held-out images beside samples of the same classes, enlarged, in ``overview.png``."""
+    config = experiment.config.data
+    held_out = data.in_memory(data.create(config.source, split="test", **config.options), 1000)
+    with np.load(samples) as file:
+        drawn, labels = file["arr_0"][:100], file.get("arr_1")
+    order = np.arange(min(len(drawn), len(held_out)))
+    if labels is not None and held_out.labels is not None:
+        # The n-th image of each class, a class after the other as in the samples.
+        places = {c: list(np.flatnonzero(held_out.labels == c)) for c in np.unique(labels)}
+        order = [places[c].pop() for c in labels[: len(drawn)] if places[c]]
+    sheets = [images.contact_sheet(part, 10) for part in (held_out.images[order], drawn)]
+    height = min(len(sheet) for sheet in sheets)
+    white = np.full((height, 16, drawn.shape[-1]), 255, np.uint8)
+    path = workdir / "overview.png"
+    images.save_png(path, np.concatenate([sheets[0][:height], white, sheets[1][:height]], axis=1))
+    return path
 
 
 def _meaning(report: dict) -> str:
@@ -47,8 +71,8 @@ def _meaning(report: dict) -> str:
     )
     lines.append(
         f"  The median sample is {samples:.3f} from the nearest training image, {verdict},\n"
-        f"  and {report['nearest_held_out_image']['samples'][2]:.3f} from the nearest of those: a "
-        "copy would be much nearer to the first."
+        f"  and {report['nearest_held_out_image']['samples'][2]:.3f} from the nearest of those;\n  "
+        "the gap between the two is what the model has learnt by heart."
     )
     for name, value in report.get("label_accuracy", {}).items():
         if name.startswith("guidance"):

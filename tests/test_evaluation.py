@@ -176,7 +176,8 @@ def test_the_nearest_training_image_stands_below_its_sample(
     with Image.open(tmp_path / "nearest.png") as picture:
         sheet = np.asarray(picture).reshape(rows, 2, 8, 8 * columns)
     np.testing.assert_array_equal(sheet[:, 0], sheet[:, 1])
-    np.testing.assert_array_equal(sheet[0, 0, :, :8], chosen[0, :, :, 0])
+    for row in range(rows):
+        np.testing.assert_array_equal(sheet[row, 0, :, :8], chosen[columns * row, :, :, 0])
     assert size(tmp_path / "real_and_drawn.png") == (164, 8 * -(-min(number, 20) // 10))
 
 
@@ -346,7 +347,13 @@ def test_the_demos_last_words(tmp_path, capsys, unlabelled):
     for word in said.split():
         if word.startswith(str(tmp_path)):
             assert pathlib.Path(word).exists()
-    for name in ("real_and_drawn.png", "nearest.png", "training.png", "evaluation.json"):
+    for name in (
+        "overview.png",
+        "real_and_drawn.png",
+        "nearest.png",
+        "training.png",
+        "evaluation.json",
+    ):
         assert str(tmp_path / name) in said
     report = json.loads((tmp_path / "evaluation.json").read_text())
     median = report["nearest_training_image"]["samples"][2]
@@ -367,6 +374,7 @@ def test_what_the_figures_mean(tmp_path, monkeypatch, capsys):
     }
     monkeypatch.setattr(sampling, "sample", lambda *_: tmp_path / "samples.npz")
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: report)
+    monkeypatch.setattr(demo, "overview", lambda *_: tmp_path / "overview.png")
     demo.show(experiment, None, tmp_path)
     said = " ".join(capsys.readouterr().out.split())
     assert "Samples are 1.50 times as far from the held-out images as real images are" in said

@@ -6,7 +6,7 @@ for batch in batches(source, batch_size=128, seed=0):
 """
 
 from diffjax.data.base import ArraySource, Example, Source, check_labels, in_memory
-from diffjax.data.images import centre_crop, image_grid, save_png, to_float, to_uint8
+from diffjax.data.images import centre_crop, contact_sheet, image_grid, save_png, to_float, to_uint8
 from diffjax.data.pipeline import Batch, batches, epoch
 from diffjax.data.sources import create
 
@@ -18,6 +18,7 @@ __all__ = [
     "batches",
     "centre_crop",
     "check_labels",
+    "contact_sheet",
     "create",
     "epoch",
     "image_grid",

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image
 
-__all__ = ["centre_crop", "image_grid", "save_png", "to_float", "to_uint8"]
+__all__ = ["centre_crop", "contact_sheet", "image_grid", "save_png", "to_float", "to_uint8"]
 
 
 def to_float(image: ArrayLike) -> Array:
@@ -93,6 +93,22 @@ def image_grid(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     sheet[:number] = images
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return sheet.reshape(rows * height, columns * width, channels)
+
+
+def contact_sheet(images: ArrayLike, columns: int | None = None, zoom: int = 4) -> np.ndarray:
+    """Lays small images out to be looked at: enlarged, each in a grey frame.
+
+    Args:
+        images: uint8 (n, height, width, channels).
+        columns: images in a row; about square when None.
+        zoom: side of a pixel on the sheet.
+
+    Returns:
+        uint8 (rows * (height + 2) * zoom, columns * (width + 2) * zoom, channels).
+    """
+    frame = ((0, 0), (1, 1), (1, 1), (0, 0))
+    sheet = image_grid(np.pad(np.asarray(images), frame, constant_values=96), columns)
+    return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def save_png(path: str | os.PathLike, image: ArrayLike) -> None:

@@ -106,3 +106,11 @@ def test_floats_are_refused(tmp_path):
         data.save_png(tmp_path / "x.png", np.zeros((4, 4, 1)))
     with pytest.raises(ValueError, match=r"got uint8 \(4, 4\)"):
         data.save_png(tmp_path / "x.png", np.zeros((4, 4), np.uint8))
+
+
+def test_contact_sheet_frames_and_enlarges():
+    images = np.full((3, 2, 2, 1), 255, np.uint8)
+    sheet = data.contact_sheet(images, columns=2, zoom=3)
+    assert sheet.shape == (2 * 4 * 3, 2 * 4 * 3, 1)
+    assert (sheet[:3] == 96).all() and (sheet[3:9, 3:9] == 255).all()
+    assert (sheet[12:, 12:] == 0).all()
