@@ -20,7 +20,9 @@ def test_a_key_per_sample_draws_each_row_alone(key):
     whole = random.normal(keys, (3, 2, 5))
     rows = [jax.random.normal(k, (2, 5)) for k in keys]
     chex.assert_trees_all_close(whole, jnp.stack(rows), rtol=1e-6)
-    parts = jnp.concatenate([random.normal(keys[:1], (1, 2, 5)), random.normal(keys[1:], (2, 2, 5))])
+    parts = jnp.concatenate(
+        [random.normal(keys[:1], (1, 2, 5)), random.normal(keys[1:], (2, 2, 5))]
+    )
     chex.assert_trees_all_close(whole, parts, rtol=1e-6)
 
 
