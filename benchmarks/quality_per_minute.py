@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
-from side_by_side import ROOT, THREADS, facts, markdown, parser
+from side_by_side import ROOT, THREADS, facts, header, parser, row
 
 from diffjax import (
     configuration,
@@ -244,14 +244,11 @@ def main() -> None:
                 images = draw(asked)
                 accuracy = shown(probe, images, asked)
                 rows.setdefault(name, []).append(scores(probe, held_out, images, accuracy))
-    header = ["distance to the held-out half", *COLUMNS.values(), "shows its label, %"]
     print("\n".join(["", *trained]))
     print(f"\nMean (standard deviation) over seeds {options.seeds}, {options.number} samples\n")
-    summaries = {
-        name: [_summary(column) for column in zip(*values, strict=True)]
-        for name, values in rows.items()
-    }
-    print(markdown(header, ([name, *cells] for name, cells in summaries.items())))
+    print(header(["distance to the held-out half", *COLUMNS.values(), "shows its label, %"]))
+    for name, values in rows.items():
+        print(row([name, *map(_summary, zip(*values, strict=True))]))
     print(f"\n{facts('jaxlib', 'flax', 'torch', 'diffusers')}; {THREADS} threads on both sides")
 
 

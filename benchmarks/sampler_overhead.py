@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from side_by_side import ROOT, facts, interleave, markdown, parser, ratio
+import numpy as np
+from side_by_side import ROOT, facts, header, interleave, parser, ratio, row, timing_flags
 
 from diffjax import components, configuration, experiment, schedules, solvers
 from diffjax.prediction import network_predict
@@ -99,32 +100,24 @@ def programs(case: Case) -> tuple[int, dict[str, Callable[[], object]]]:
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    flags.add_argument("--repeats", type=int, help="rounds of measurements; each case has its own")
+    timing_flags(flags, CASES)
     options = flags.parse_args()
     if options.quick:
         options.cases = [name for name in options.cases if name != "ddpm cifar10"]
-    header = ["network", "parameters", "batch", "calls", "one call, ms", "loop", *SOLVERS]
-    rows = []
+    clock = f"{options.clock} clock, median (quartiles)"
+    print(f"Time of a run over that of as many network calls: {clock}\n")
+    print(header(["network", "parameters", "batch", "calls", "one call, ms", "loop", *SOLVERS]))
     for name in options.cases:
         case = CASES[name]
         if options.quick:
             case = dataclasses.replace(case, batch=16, calls=5, repeats=3)
         size, runs = programs(case)
-        times = interleave(runs, options.repeats or case.repeats)
+        times = interleave(runs, options.repeats or case.repeats, clock=options.clock)
         one = times.pop("calls")
-        rows.append(
-            [
-                name,
-                f"{size:,}",
-                case.batch,
-                case.calls,
-                f"{1e3 * sorted(one)[len(one) // 2] / case.calls:.2f}",
-                *(ratio(values, one) for values in times.values()),
-            ]
-        )
-    print("Time of a run over that of as many network calls: median (quartiles)\n")
-    print(markdown(header, rows))
+        cells = [name, f"{size:,}", case.batch, case.calls]
+        cells.append(f"{1e3 * np.median(one) / case.calls:.2f}")
+        cells += [ratio(values, one) for values in times.values()]
+        print(row(cells), flush=True)
     print(f"\n{facts('jaxlib', 'flax')}")
 
 

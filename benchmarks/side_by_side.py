@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-__all__ = ["ROOT", "THREADS", "facts", "interleave", "markdown", "parser", "ratio"]
+__all__ = ["ROOT", "THREADS", "facts", "interleave", "markdown", "parser", "ratio", "timing_flags"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 THREADS = os.cpu_count() or 1  # what XLA takes, and so what PyTorch is given
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -25,8 +26,23 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def timing_flags(made: argparse.ArgumentParser, cases: Iterable[str]) -> None:
+    """Adds the flags of benchmarks that call :func:`interleave`."""
+    made.add_argument("--cases", nargs="+", choices=list(cases), default=list(cases))
+    made.add_argument("--repeats", type=int, help="rounds of measurements; each case has its own")
+    made.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: seconds of all cores together, for a machine that others use at the same time",
+    )
+
+
 def interleave(
-    calls: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.0
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    seconds: float = 0.0,
+    clock: str = "wall",
 ) -> dict[str, np.ndarray]:
     """Times the calls in turn, round after round, so that all meet the same weather.
 
@@ -37,20 +53,22 @@ def interleave(
         calls: What to time, by name.
         repeats: Rounds.
         seconds: Least time that each call is measured for in a round.
+        clock: One of ``CLOCKS``.
 
     Returns:
         Seconds a call, ``(repeats,)`` by name.
     """
+    now = CLOCKS[clock]
     names = list(calls)
     times = {name: [] for name in names}
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             calls[name]()
-            began, count = time.perf_counter(), 0
-            while not count or time.perf_counter() - began < seconds:
+            began, count = now(), 0
+            while not count or now() - began < seconds:
                 calls[name]()
                 count += 1
-            times[name].append((time.perf_counter() - began) / count)
+            times[name].append((now() - began) / count)
     return {name: np.asarray(values) for name, values in times.items()}
 
 
@@ -60,10 +78,14 @@ def ratio(times: np.ndarray, base: np.ndarray) -> str:
     return f"{middle:.3f} ({low:.3f}-{high:.3f})"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def header(names: Sequence[str]) -> str:
+    """The head of a Markdown table; its first column is text, the others are numbers."""
+    return f"{row(names)}\n{row(['---', *['---:'] * (len(names) - 1)])}"
+
+
+def row(cells: Iterable[object]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def facts(*packages: str) -> str:

@@ -1,6 +1,6 @@
 """Error of each solver against the converged ODE at equal numbers of network calls.
 
-    python benchmarks/solver_error.py
+python benchmarks/solver_error.py
 """
 
 import jax

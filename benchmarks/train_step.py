@@ -19,7 +19,17 @@ import ml_collections
 import numpy as np
 import torch
 import torch.nn.functional as F
-from side_by_side import ROOT, THREADS, facts, interleave, markdown, parser, ratio
+from side_by_side import (
+    ROOT,
+    THREADS,
+    facts,
+    header,
+    interleave,
+    parser,
+    ratio,
+    row,
+    timing_flags,
+)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -312,28 +322,26 @@ def steps(case: Case) -> tuple[int, dict[str, Callable[[], object]]]:
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    flags.add_argument("--repeats", type=int, help="rounds of measurements; each case has its own")
+    timing_flags(flags, CASES)
     options = flags.parse_args()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     if options.quick:
         options.cases = [name for name in options.cases if name.endswith(" 8x8")]
-    header = ["network", "parameters", "batch", "diffjax, ms"]
-    header += [f"over PyTorch, {variant}" for variant in VARIANTS]
-    rows = []
+    clock = f"{options.clock} clock, median (quartiles)"
+    print(f"Time of our training step over that of PyTorch's: {clock}\n")
+    peers = [f"over PyTorch, {variant}" for variant in VARIANTS]
+    print(header(["network", "parameters", "batch", "diffjax, ms", *peers]))
     for name in options.cases:
         case = CASES[name]
         if options.quick:
             case = dataclasses.replace(case, batch=8, repeats=3)
         size, made = steps(case)
         seconds = 0.0 if options.quick else 1.0
-        times = interleave(made, options.repeats or case.repeats, seconds)
+        times = interleave(made, options.repeats or case.repeats, seconds, options.clock)
         ours = times.pop("diffjax")
-        row = [name, f"{size:,}", case.batch, f"{1e3 * np.median(ours):.1f}"]
-        rows.append([*row, *(ratio(ours, theirs) for theirs in times.values())])
-    print("Time of our training step over that of PyTorch's: median (quartiles)\n")
-    print(markdown(header, rows))
+        cells = [name, f"{size:,}", case.batch, f"{1e3 * np.median(ours):.1f}"]
+        print(row([*cells, *(ratio(ours, theirs) for theirs in times.values())]), flush=True)
     print(f"\n{facts('jaxlib', 'flax', 'torch', 'diffusers')}; {THREADS} threads on both sides")
 
 
