@@ -1,7 +1,9 @@
 """Class-conditional diffusion on scikit-learn's digits: 1,797 real 8x8 images, half to train.
 
 Command   python main.py --config configs/digits/default.py --workdir runs/digits --mode train
-Hardware  2 CPU cores
+Hardware  2 CPU cores, 0.03 s a step when idle
+Result    Frechet distance of samples to held-out digits 1.20 and 1.27 times that of the training
+          half (seeds 1, 0), labels right at 99.9 and 100 % with guidance 1.5
 Variants  default.py:quick        a few steps of everything, to see it run
           default.py:unet         another network, likewise dit; several: default.py:dit,quick
 """
@@ -23,7 +25,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     )
 
     config.network = "mlp"  # mlp, unet, dit, or empirical: the training set itself, as a check
-    # With 898 images, dropout is what keeps the network from learning them by heart.
+    # With 898 images, dropout keeps the network from learning them by heart. It does not do so
+    # entirely: samples are 18 % nearer to the training half than unseen digits are. gamma=80 and
+    # 2,400 steps make that 16 %, dropout 0.8 with gamma=40 11 %, at 1.5 and 1.8 times the floor.
     config.model = dict(width=512, depth=4, layer_norm=True, dropout=0.6, dtype="float32")
 
     config.schedule = dict(name="cosine", options=dict())
