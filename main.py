@@ -80,8 +80,10 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
 
     # Imported here and below, so that help and mistakes are quick.
     from diffjax import configuration
+    from diffjax.process import reuse_memory
     from diffjax.workdir import check_workdir, load_config
 
+    reuse_memory()
     stored = options.config is None
     config = load_config(workdir) if stored else configuration.load(options.config)
     config = configuration.override(config, overrides)

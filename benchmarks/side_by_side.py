@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-__all__ = ["ROOT", "THREADS", "facts", "interleave", "markdown", "parser", "ratio", "timing_flags"]
+from diffjax.process import reuse_memory
+
+__all__ = ["ROOT", "THREADS", "facts", "interleave", "parser", "ratio", "timing_flags"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 THREADS = os.cpu_count() or 1  # what XLA takes, and so what PyTorch is given
@@ -20,7 +22,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Flags that every benchmark has."""
+    """Flags that every benchmark has; also sets the process up as ``main.py`` does."""
+    reuse_memory()  # as main.py does; the other side gains from it too
     made = argparse.ArgumentParser(description=description.partition("\n\n")[0])
     made.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     return made

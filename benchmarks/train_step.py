@@ -113,6 +113,7 @@ def unet(model: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> nn.Mo
         flip_sin_to_cos=False,
         freq_shift=1,
         norm_eps=1e-6,
+        norm_num_groups=model.get("num_groups", 32),
         dropout=model.dropout,
     )
 

@@ -65,7 +65,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 LIMITS = {"static": guidance.threshold, "dynamic": guidance.dynamic_threshold}
 
-DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
 def schedule(config: ml_collections.ConfigDict) -> Schedule:

@@ -22,7 +22,13 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
 
     config.network = "unet"
     config.model = dict(
-        ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.1, dtype="float32"
+        ch=32,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(4,),
+        num_groups=8,
+        dropout=0.1,
+        dtype="float32",
     )
 
     config.schedule = dict(

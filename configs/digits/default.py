@@ -109,7 +109,13 @@ def unet(config: ml_collections.ConfigDict) -> None:
     """Convolutions and attention at 4x4, 0.7 million parameters."""
     config.network = "unet"
     config.model = dict(
-        ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.1, dtype="float32"
+        ch=32,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(4,),
+        num_groups=8,
+        dropout=0.1,
+        dtype="float32",
     )
 
 

@@ -36,6 +36,7 @@ def published(
     ch_mult: Sequence[int] = (1, 2, 2, 2),
     num_res_blocks: int = 2,
     attn_resolutions: Sequence[int] = (16,),
+    num_groups: int = 32,
     dropout: float = 0.1,
     channels: int = 3,
 ) -> Published:
@@ -47,6 +48,7 @@ def published(
         ch_mult: Width of each level in units of ``ch``.
         num_res_blocks: Residual blocks a level.
         attn_resolutions: Where attention is.
+        num_groups: Groups of every normalisation, 32 in all that is published.
         dropout: Rate when training.
         channels: Of the image.
 
@@ -58,6 +60,7 @@ def published(
         ch_mult=tuple(ch_mult),
         num_res_blocks=num_res_blocks,
         attn_resolutions=tuple(attn_resolutions),
+        num_groups=num_groups,
         dropout=dropout,
     )
     return Published(module, (1, image_size, image_size, channels), _official_name)

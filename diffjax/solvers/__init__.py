@@ -1,13 +1,16 @@
 """Solvers of the reverse process, one file a family; each is a pure ``(init, step)``."""
 
-from diffjax.solvers import timesteps
+from diffjax.solvers import dpm_solver, timesteps, unipc
+from diffjax.solvers.adaptive import solve_adaptive
 from diffjax.solvers.ancestral import ancestral
 from diffjax.solvers.base import Memory, Solution, Solver, Span, denoise, one_step, solve
 from diffjax.solvers.ddim import ddim
-from diffjax.solvers.dpm_solver import multistep, singlestep
 from diffjax.solvers.euler import euler
 from diffjax.solvers.heun import heun, heun_stochastic
+from diffjax.solvers.multistep import multistep
 from diffjax.solvers.recipes import SOLVERS, Recipe, recipe, run
+from diffjax.solvers.sde_dpm_solver import brownian_path, sde_multistep
+from diffjax.solvers.singlestep import singlestep
 
 __all__ = [
     "SOLVERS",
@@ -17,8 +20,10 @@ __all__ = [
     "Solver",
     "Span",
     "ancestral",
+    "brownian_path",
     "ddim",
     "denoise",
+    "dpm_solver",
     "euler",
     "heun",
     "heun_stochastic",
@@ -26,7 +31,10 @@ __all__ = [
     "one_step",
     "recipe",
     "run",
+    "sde_multistep",
     "singlestep",
     "solve",
+    "solve_adaptive",
     "timesteps",
+    "unipc",
 ]

@@ -3,7 +3,9 @@
 A solver is two pure functions. ``init(x)`` makes its memory (``()`` for one-step methods) and
 ``step`` takes the state from one time to the next. The grid is an array, so a solver knows nothing
 of spacings; noise comes from the key it is given; guidance and thresholding live in ``predict``.
-To write one, write ``step`` and wrap it: ``Solver(lambda x: (), step, evaluations=1)``.
+To write one, write ``step`` and wrap it: ``Solver(lambda x: (), step, evaluations=1)``. What
+depends on the grid alone, such as the weights of a multistep method, a solver may ``plan``: it is
+computed once, for all steps together, before the loop.
 """
 
 from collections.abc import Callable
@@ -30,12 +32,14 @@ class Span(NamedTuple):
         t_next: Time to step to, of the same shape, closer to the data.
         index: Number of steps already taken, ``()`` int32.
         remaining: Number of steps left, this one included, ``()`` int32; 1 on the last step.
+        plan: What the solver's own ``plan`` made for this step.
     """
 
     t: Array
     t_next: Array
     index: Array
     remaining: Array
+    plan: Any = ()
 
 
 class Solver(NamedTuple):
@@ -46,11 +50,14 @@ class Solver(NamedTuple):
         step: ``(predict, x, memory, span, key) -> (x, memory)``. Deterministic solvers ignore the
             key, which may be None.
         evaluations: Calls of ``predict`` in a step.
+        plan: ``ts -> plan``, what follows from the grid (``(steps + 1,)`` or per sample
+            ``(steps + 1, batch)``): arrays ``(steps, ...)``, a step's own being ``span.plan``.
     """
 
     init: Callable[[Array], Memory]
     step: Callable[[Predict, Array, Memory, Span, Key | None], tuple[Array, Memory]]
     evaluations: int
+    plan: Callable[[Array], Any] = lambda ts: ()
 
 
 class Solution(NamedTuple):
@@ -116,8 +123,8 @@ def solve(
 
     def body(carry, scanned):
         x, memory = carry
-        t, t_next, index = scanned
-        span = Span(t, t_next, index, steps - index)
+        t, t_next, index, plan = scanned
+        span = Span(t, t_next, index, steps - index, plan)
         step_key = None if key is None else fold_in(key, index)
         # A float64 time must not promote a float32 state in the middle of a scan.
         x_next, memory = solver.step(predict, x, memory, span, step_key)
@@ -126,7 +133,7 @@ def solve(
             jax.debug.callback(callback, span, x_next)
         return (x_next, memory), (x_next if trajectory else None)
 
-    scanned = (ts[:-1], ts[1:], jnp.arange(steps, dtype=jnp.int32))
+    scanned = (ts[:-1], ts[1:], jnp.arange(steps, dtype=jnp.int32), solver.plan(ts))
     (x_end, _), states = jax.lax.scan(body, (x, solver.init(x)), scanned)
     nfe = steps * solver.evaluations * evaluations(predict)
     return Solution(x_end, nfe, jnp.concatenate([x[None], states]) if trajectory else None)

@@ -1,112 +1,175 @@
-r"""DPM-Solver and DPM-Solver++: exponential integrators in half log SNR.
+"""DPM-Solver under its published names: one call that reproduces the authors' code."""
 
-In ``lambda`` the linear part of the probability-flow ODE integrates exactly; what is left is an
-exponentially weighted integral of the prediction ``m``, either ``x0`` (DPM-Solver++, stable under
-guidance) or ``eps`` (DPM-Solver). A second-order step is the first-order one (DDIM) with ``m``
-replaced by its value half a step ahead, extrapolated from one more evaluation.
+import functools
 
-Lu et al. 2022 (arXiv 2206.00927) and Lu et al. 2022 (arXiv 2211.01095).
-"""
+import jax
+import numpy as np
 
-from typing import NamedTuple
+from diffjax.prediction import Predict
+from diffjax.schedules import Schedule, half_log_snr
+from diffjax.solvers import timesteps
+from diffjax.solvers.adaptive import solve_adaptive
+from diffjax.solvers.base import Solution, denoise, solve
+from diffjax.solvers.multistep import multistep
+from diffjax.solvers.sde_dpm_solver import sde_multistep
+from diffjax.solvers.singlestep import singlestep
+from diffjax.typing import Array, Key
 
-import jax.numpy as jnp
+__all__ = ["ALGORITHMS", "METHODS", "mixed_orders", "sample"]
 
-from diffjax.schedules import Schedule, expand, half_log_snr
-from diffjax.solvers.base import Solver, Span, one_step
-from diffjax.solvers.transition import Transition, transition
-from diffjax.typing import Array
+ALGORITHMS = {"dpmsolver": "eps", "dpmsolver++": "x0", "sde-dpmsolver++": "x0"}
+METHODS = ("multistep", "singlestep", "singlestep_fixed", "adaptive")
 
-__all__ = ["multistep", "singlestep"]
-
-
-def singlestep(schedule: Schedule, expansion: str = "x0", r1: float = 0.5) -> Solver:
-    r"""Second-order singlestep DPM-Solver (2S).
-
-    With ``u`` the first-order step to ``lambda_t + r1 h`` and ``m_1`` the prediction there,
-
-    .. math:: x_s = C x_t + A q_1 \Big[ m_t + \frac{m_1 - m_t}{2 r_1} \Big]
-
-    Order 2, two network calls a step. DPM-Solver++ algorithm 1 (``x0``), DPM-Solver algorithm 1
-    (``eps``). A step to no noise at all has no middle in ``lambda``: end the grid at ``t_min``.
-
-    Args:
-        schedule: The forward process.
-        expansion: ``'x0'`` for DPM-Solver++, ``'eps'`` for DPM-Solver.
-        r1: Place of the second evaluation, in (0, 1).
-    """
-    quantity, along = _expansion(expansion)
-
-    def step(predict, x, span, key):
-        del key
-        lam, lam_next = (half_log_snr(schedule, t) for t in (span.t, span.t_next))
-        middle = schedule.time(lam + r1 * (lam_next - lam))
-        first = quantity(predict(x, span.t))
-        u = along(transition(schedule, span._replace(t_next=middle), x), x, first)
-        second = quantity(predict(u, middle))
-        return along(transition(schedule, span, x), x, first + (second - first) / (2 * r1))
-
-    return one_step(step, evaluations=2)
+# With this many steps and more the authors' code ignores lower_order_final.
+MANY_STEPS = 10
 
 
-class History(NamedTuple):
-    """Memory of a two-step method.
+def sample(
+    predict: Predict,
+    schedule: Schedule,
+    x: Array,
+    *,
+    steps: int,
+    order: int = 2,
+    method: str = "multistep",
+    algorithm: str = "dpmsolver++",
+    skip: str = "time_uniform",
+    solver_type: str = "dpmsolver",
+    lower_order_final: bool = True,
+    denoise_to_zero: bool = False,
+    t_start: Array | None = None,
+    t_end: Array | None = None,
+    atol: float = 0.0078,
+    rtol: float = 0.05,
+    key: Key | None = None,
+) -> Solution:
+    """Samples with DPM-Solver, DPM-Solver++ or SDE-DPM-Solver++.
 
-    Attributes:
-        value: Predicted quantity of the previous step.
-        lam: Half log SNR it was predicted at, shape ``(batch,)``.
-    """
-
-    value: Array
-    lam: Array
-
-
-def multistep(
-    schedule: Schedule, expansion: str = "x0", *, lower_order_final: bool = True
-) -> Solver:
-    r"""Second-order multistep DPM-Solver (2M): DPM-Solver++(2M) by default.
-
-    .. math:: x_s = C x_t + A q_1 \Big[ m_t + \frac{m_t - m_{-1}}{2 r_0} \Big], \quad
-              r_0 = \frac{\lambda_t - \lambda_{-1}}{\lambda_s - \lambda_t}
-
-    Order 2, one network call a step; the first step is of first order. DPM-Solver++ algorithm 2.
+    Lu et al. 2022 (arXiv 2206.00927, arXiv 2211.01095). Costs ``steps`` calls of ``predict``
+    (``singlestep_fixed``: the largest multiple of ``order`` within that; ``adaptive``: as many as
+    the tolerances take, refused steps counted), and one more with ``denoise_to_zero``.
 
     Args:
+        predict: The network seen through its schedule; thresholding belongs into it.
         schedule: The forward process.
-        expansion: ``'x0'`` for DPM-Solver++, ``'eps'`` for DPM-Solver.
-        lower_order_final: Take the last step with first order: steadier with few steps, and needed
-            when the grid ends at no noise at all.
+        x: Start, ``(batch, ...)``, at ``t_start``.
+        steps: Network calls; not used by ``adaptive``.
+        order: 1, 2 or 3.
+        method: ``'multistep'``; ``'singlestep'``, steps of mixed orders that make exactly ``steps``
+            calls; ``'singlestep_fixed'``, of one order; ``'adaptive'``.
+        algorithm: ``'dpmsolver'``, ``'dpmsolver++'`` or ``'sde-dpmsolver++'``.
+        skip: Grid: ``'time_uniform'``, ``'logSNR'`` or ``'time_quadratic'``.
+        solver_type: ``'dpmsolver'`` or ``'taylor'``.
+        lower_order_final: Of ``multistep``: let the order fall over the last steps. As in the
+            authors' code, with fewer than 10 steps only; :func:`~diffjax.solvers.multistep` does it
+            for any number.
+        denoise_to_zero: End with the step to the data.
+        t_start: Time of ``x``, ``()`` or ``(batch,)``; the schedule's ``t_max`` if not given.
+        t_end: Where to stop, likewise; the schedule's ``t_min`` if not given.
+        atol: Absolute tolerance of ``adaptive``.
+        rtol: Relative tolerance of ``adaptive``.
+        key: For ``sde-dpmsolver++``: one key, or one per sample.
+
+    Returns:
+        The :class:`Solution`. Of ``adaptive``, ``nfe`` is an array and the worst sample of the
+        batch sets the steps, as published; :func:`~diffjax.solvers.solve_adaptive` can do it per
+        sample.
+
+    Raises:
+        ValueError: An unknown name, an order that is not offered, fewer steps than the order,
+            times out of order, or a missing key.
     """
-    quantity, along = _expansion(expansion)
-
-    def init(x: Array) -> History:
-        return History(jnp.zeros_like(x), jnp.zeros(x.shape[:1], x.dtype))
-
-    def step(predict, x, history: History, span: Span, key):
-        del key
-        lam, lam_next = (half_log_snr(schedule, t) for t in (span.t, span.t_next))
-        second_order = span.index > 0
-        if lower_order_final:
-            second_order &= span.remaining > 1
-        # Half of 1 / r_0; zero makes the step a first-order one, whatever the history holds.
-        weight = jnp.where(
-            second_order,
-            0.5 * (lam_next - lam) / jnp.where(second_order, lam - history.lam, 1.0),
-            0.0,
+    _check(method, algorithm, order, steps, key)
+    expansion = ALGORITHMS[algorithm]
+    if method == "adaptive":
+        solution = solve_adaptive(
+            schedule,
+            predict,
+            x,
+            order=order,
+            expansion=expansion,
+            solver_type=solver_type,
+            t_start=t_start,
+            t_end=t_end,
+            atol=atol,
+            rtol=rtol,
+            per_sample=False,
         )
-        value = quantity(predict(x, span.t))
-        ahead = value + expand(weight, x) * (value - history.value)
-        x_next = along(transition(schedule, span, x), x, ahead)
-        lam = jnp.broadcast_to(lam, history.lam.shape).astype(history.lam.dtype)
-        return x_next, History(value.astype(history.value.dtype), lam)
+    else:
+        grid = functools.partial(timesteps.published(skip), schedule)
+        if method == "multistep":
+            options = dict(order=order, solver_type=solver_type)
+            options["lower_order_final"] = lower_order_final and steps < MANY_STEPS
+            make = sde_multistep if algorithm.startswith("sde") else multistep
+            ts = grid(steps, t_start=t_start, t_end=t_end)
+            solution = solve(make(schedule, expansion, **options), predict, x, ts, key)
+        else:
+            orders = (
+                mixed_orders(steps, order) if method == "singlestep" else [order] * (steps // order)
+            )
+            # The published grid of mixed orders in lambda has a point for each step; any other has
+            # one for each call, of which a step takes as many as its order.
+            if method == "singlestep" and skip != "logSNR":
+                fine = grid(steps, t_start=t_start, t_end=t_end)
+                ts = fine[np.cumsum([0, *orders])]
+            else:
+                ts = grid(len(orders), t_start=t_start, t_end=t_end)
+            solution = _singlesteps(predict, schedule, x, ts, orders, grid, expansion, solver_type)
+    if not denoise_to_zero:
+        return solution
+    end = denoise(predict, solution.x, schedule.t_min if t_end is None else t_end)
+    return solution._replace(x=end.x, nfe=solution.nfe + end.nfe)
 
-    return Solver(init, step, evaluations=1)
+
+def mixed_orders(steps: int, order: int) -> list[int]:
+    """Orders of single steps that sum to ``steps``, the last of them low (DPM-Solver-fast)."""
+    whole, rest = divmod(steps, order)
+    if order == 3 and rest == 0:
+        return [3] * (whole - 1) + [2, 1]
+    return [order] * whole + [rest] * (rest > 0)
 
 
-def _expansion(name: str):
-    """The predicted quantity that is expanded, and the exact step along it."""
-    if name == "x0":
-        return (lambda prediction: prediction.x0), Transition.along_x0
-    if name == "eps":
-        return (lambda prediction: prediction.eps), Transition.along_eps
-    raise ValueError(f"dpm_solver: unknown expansion {name!r}: choose 'x0' or 'eps'")
+def _singlesteps(predict, schedule, x, ts, orders, grid, expansion, solver_type) -> Solution:
+    """Runs of equal order, one after another, with stages where the grid has them in each step."""
+    nfe, start = 0, 0
+    for order in sorted(set(orders), reverse=True):
+        count = orders.count(order)
+        part = ts[start : start + count + 1]
+        inner = grid(order, t_start=part[:-1], t_end=part[1:])
+        lam = jax.vmap(lambda t: half_log_snr(schedule, t))(inner)
+        places = [(lam[i] - lam[0]) / (lam[-1] - lam[0]) for i in range(1, order)]
+        solver = singlestep(
+            schedule,
+            expansion,
+            order=order,
+            solver_type=solver_type,
+            **dict(zip(("r1", "r2"), places, strict=False)),
+        )
+        solution = solve(solver, predict, x, part)
+        x, nfe, start = solution.x, nfe + solution.nfe, start + count
+    return Solution(x, nfe)
+
+
+def _check(method: str, algorithm: str, order: int, steps: int, key: Key | None) -> None:
+    if method not in METHODS:
+        raise ValueError(
+            f"dpm_solver: unknown method {method!r}: choose one of {', '.join(METHODS)}"
+        )
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"dpm_solver: unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}"
+        )
+    offered = (2, 3) if method == "adaptive" else (1, 2, 3)
+    if algorithm.startswith("sde"):
+        if method != "multistep":
+            raise ValueError(f"dpm_solver: {algorithm} is a multistep method, not {method!r}")
+        if key is None:
+            raise ValueError(f"dpm_solver: {algorithm} adds noise: give a key")
+        offered = (1, 2)
+    if order not in offered:
+        raise ValueError(
+            f"dpm_solver: order={order} is not offered by {algorithm} with method={method!r}: "
+            f"choose one of {', '.join(map(str, offered))}"
+        )
+    if method != "adaptive" and steps < order:
+        raise ValueError(f"dpm_solver: steps={steps} is fewer than order={order}; take more steps")

@@ -13,9 +13,10 @@ from diffjax.solvers import base, timesteps
 from diffjax.solvers.ancestral import ancestral
 from diffjax.solvers.base import Solution, Solver, Span
 from diffjax.solvers.ddim import ddim
-from diffjax.solvers.dpm_solver import multistep, singlestep
 from diffjax.solvers.euler import euler
 from diffjax.solvers.heun import heun, heun_stochastic
+from diffjax.solvers.multistep import multistep
+from diffjax.solvers.singlestep import singlestep
 from diffjax.typing import Array, Key
 
 __all__ = ["SOLVERS", "Recipe", "recipe", "run"]

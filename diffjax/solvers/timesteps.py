@@ -7,13 +7,14 @@ further time 0 where the schedule has no noise there.
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax.schedules import Discrete, Schedule, half_log_snr
 from diffjax.typing import Array
 
-__all__ = ["GRIDS", "karras", "log_snr", "quadratic", "respaced", "uniform"]
+__all__ = ["GRIDS", "karras", "log_snr", "published", "quadratic", "respaced", "uniform"]
 
 
 def uniform(
@@ -105,15 +106,34 @@ def _ends(schedule: Schedule, steps: int, t_start, t_end) -> tuple[Array, Array]
     if steps < 1:
         raise ValueError(f"a grid needs at least 1 step, got {steps}")
     dtype = jnp.result_type(float)
-    return (
-        jnp.asarray(schedule.t_max if t_start is None else t_start, dtype),
-        jnp.asarray(schedule.t_min if t_end is None else t_end, dtype),
-    )
+    start = jnp.asarray(schedule.t_max if t_start is None else t_start, dtype)
+    end = jnp.asarray(schedule.t_min if t_end is None else t_end, dtype)
+    if any(isinstance(value, jax.core.Tracer) for value in (start, end)):
+        return start, end
+    # Rounding may leave a time of another grid a little beyond the end of this one.
+    if (start > schedule.t_max * (1 + 1e-5)).any():
+        raise ValueError(f"t_start={start} is beyond the schedule's t_max={schedule.t_max}")
+    if (end < 0).any():
+        raise ValueError(f"t_end={end} is below 0, which is the data")
+    if not (start > end).all():
+        raise ValueError(f"times must decrease: t_start={start} is not larger than t_end={end}")
+    return start, end
 
 
 def _exact_ends(ts: Array, t_start: Array, t_end: Array) -> Array:
     """The same grid without the rounding of a round trip at its ends."""
     return ts.at[0].set(t_start).at[-1].set(t_end)
+
+
+def published(skip: str) -> Callable[..., Array]:
+    """The grid of a published name: ``'time_uniform'``, ``'logSNR'`` or ``'time_quadratic'``.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if skip not in PUBLISHED:
+        raise ValueError(f"unknown skip {skip!r}: choose one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[skip]
 
 
 GRIDS: dict[str, Callable[..., Array]] = {
@@ -122,3 +142,4 @@ GRIDS: dict[str, Callable[..., Array]] = {
     "log_snr": log_snr,
     "karras": karras,
 }
+PUBLISHED = {"time_uniform": uniform, "logSNR": log_snr, "time_quadratic": quadratic}
