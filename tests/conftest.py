@@ -2,8 +2,12 @@
 
 import os
 
-# Eight host devices, so that sharding is tested everywhere; set before JAX starts its backend.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Set before JAX starts its backend: eight host devices, so that sharding is tested everywhere, and
+# quick compilation, which is most of what the tests do.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 
 import jax
 import pytest

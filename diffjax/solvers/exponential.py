@@ -1,8 +1,8 @@
 r"""Exponential integrators in half log SNR: what DPM-Solver, UniPC and DEIS are made of.
 
-With ``lambda`` as time, the linear part of the probability-flow ODE integrates exactly. What is left
-is an exponentially weighted integral of the prediction ``m``, either ``x0`` or ``eps``: for a step
-of length ``h`` from ``lambda`` and ``m`` a polynomial in ``u``, ``m(lambda + u h)``,
+With ``lambda`` as time, the linear part of the probability-flow ODE integrates exactly. What is
+left is an exponentially weighted integral of the prediction ``m``, either ``x0`` or ``eps``: for a
+step of length ``h`` from ``lambda`` and ``m`` a polynomial in ``u``, ``m(lambda + u h)``,
 
 .. math:: x_s = C x_t + A \int_0^1 h e^{\pm(u - 1) h} m(u)\, du
 
@@ -142,8 +142,8 @@ def moments(count: int, h: Array, sign: int) -> list[Array]:
 def weights(nodes: Sequence[Array], values: Sequence[Array]) -> list[Array]:
     r"""Weights that integrate powers exactly: ``\sum_j w_j u_j^n = \mu_n``.
 
-    The solution of the Vandermonde system by its Lagrange polynomials, which needs no pivoting, maps
-    over any axes, and keeps gradients finite.
+    The solution of the Vandermonde system by its Lagrange polynomials, which needs no pivoting,
+    maps over any axes, and keeps gradients finite.
 
     Args:
         nodes: Distinct ``u_j``, arrays that broadcast.

@@ -48,10 +48,10 @@ def sde_multistep(
     .. math:: x_s = \frac{\sigma_s}{\sigma_t} e^{-h} x_t + \alpha_s (1 - e^{-2h})
               \Big[ x_0 + \frac{x_0 - x_{0,-1}}{2 r_0} \Big] + \sigma_s \sqrt{1 - e^{-2h}}\, z
 
-    and, expanding ``eps``, ``(alpha_s/alpha_t) x_t - 2 sigma_s (e^h - 1) [...] + sigma_s sqrt(e^{2h}
-    - 1) z``. With exact ``x0`` of a point mass the first is exact in distribution; of first order it
-    is ancestral sampling with the small variance. One network call a step. Lu et al. 2022 (arXiv
-    2211.01095), section 5.
+    and, expanding ``eps``, ``(alpha_s/alpha_t) x_t - 2 sigma_s (e^h - 1) [...] + sigma_s
+    sqrt(e^{2h} - 1) z``. With exact ``x0`` of a point mass the first is exact in distribution; of
+    first order it is ancestral sampling with the small variance. One network call a step. Lu et al.
+    2022 (arXiv 2211.01095), section 5.
 
     Args:
         schedule: The forward process.
@@ -132,7 +132,7 @@ class _DoubledEps:
 
 
 def clocks(schedule: Schedule, expansion: str, ts: Array) -> Array:
-    r"""Time of the Brownian motion that drives the SDE in each form, an increasing function of ``-t``.
+    r"""Time of the Brownian motion that drives the SDE in each form; it grows towards the data.
 
     The noise of a step is a weighted integral of white noise, which is a Brownian motion in the
     time ``\alpha^2/\sigma^2`` (``x0``) or ``-\sigma^2/\alpha^2`` (``eps``).

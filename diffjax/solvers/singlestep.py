@@ -1,5 +1,6 @@
 """Singlestep DPM-Solver: stages inside a step instead of history."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -41,7 +42,8 @@ def singlestep(
 ) -> Solver:
     r"""Singlestep DPM-Solver of order 1, 2 or 3: DPM-Solver++(2S) by default.
 
-    At order 2, with ``u`` the first-order step to ``lambda_t + r1 h``, ``m_1`` the prediction there,
+    At order 2, with ``u`` the first-order step to ``lambda_t + r1 h`` and ``m_1`` the prediction
+    there,
 
     .. math:: x_s = C x_t + A q_1 \Big[ m_t + \frac{m_1 - m_t}{2 r_1} \Big]
 
@@ -75,7 +77,7 @@ def singlestep(
     ]
     if all(isinstance(place, int | float) for place in places):
         ends = [0.0, *places, 1.0]
-        if any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(ends)):
             raise ValueError(f"singlestep: needs 0 < r1 < r2 < 1, got {places}")
 
     def plan(ts: Array) -> Stages:
