@@ -186,7 +186,8 @@ def _restore(experiment, workdir: str):
     if not _trainable(experiment):
         _save_config(experiment, workdir)
         return experiment.system.init(jax.random.key(experiment.config.seed), None)
-    return checkpoint.restore_for_sampling(workdir, state_shapes(experiment, parallel.make_mesh()))
+    mesh = parallel.sampling_mesh(experiment.config.parallel.fsdp)
+    return checkpoint.restore_for_sampling(workdir, state_shapes(experiment, mesh))
 
 
 def _save_config(experiment, workdir: str) -> None:

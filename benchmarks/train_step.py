@@ -47,6 +47,7 @@ class Case:
         network: Name of the network.
         model: Its arguments instead of the config's.
         repeats: Rounds of measurements.
+        variants: PyTorch's, of which all are tried unless it cannot do one.
     """
 
     config: str
@@ -54,6 +55,7 @@ class Case:
     network: str = "unet"
     model: dict | None = None
     repeats: int = 15
+    variants: tuple[str, ...] = ("eager", "channels_last", "compiled")
 
 
 CASES = {
@@ -71,10 +73,11 @@ CASES = {
         model=dict(patch_size=4, width=384, depth=12, num_heads=6),
         repeats=7,
     ),
-    "ddpm cifar10": Case("cifar10/ddpm.py", batch=4, repeats=5),
+    # The compiler of PyTorch 2.13 fails on this network.
+    "ddpm cifar10": Case(
+        "cifar10/ddpm.py", batch=4, repeats=5, variants=("eager", "channels_last")
+    ),
 }
-
-VARIANTS = ("eager", "channels_last", "compiled")
 
 # Names of diffusers' U-Net, made those that the converter knows, applied in this order.
 NAMES = (
@@ -316,7 +319,7 @@ def steps(case: Case) -> tuple[int, dict[str, Callable[[], object]]]:
     images = images.astype(np.uint8)
     network = peer(case, built)
     made = {"diffjax": our_step(built, carried_over(case, built, network), images)}
-    for variant in VARIANTS:
+    for variant in case.variants:
         made[variant] = their_step(built, network, images, variant)
     return sum(weight.numel() for weight in network.parameters()), made
 
@@ -331,7 +334,7 @@ def main() -> None:
         options.cases = [name for name in options.cases if name.endswith(" 8x8")]
     clock = f"{options.clock} clock, median (quartiles)"
     print(f"Time of our training step over that of PyTorch's: {clock}\n")
-    peers = [f"over PyTorch, {variant}" for variant in VARIANTS]
+    peers = [f"over PyTorch, {variant}" for variant in Case.variants]
     print(header(["network", "parameters", "batch", "diffjax, ms", *peers]))
     for name in options.cases:
         case = CASES[name]
@@ -342,7 +345,11 @@ def main() -> None:
         times = interleave(made, options.repeats or case.repeats, seconds, options.clock)
         ours = times.pop("diffjax")
         cells = [name, f"{size:,}", case.batch, f"{1e3 * np.median(ours):.1f}"]
-        print(row([*cells, *(ratio(ours, theirs) for theirs in times.values())]), flush=True)
+        cells += [
+            ratio(ours, times[variant]) if variant in times else "fails"
+            for variant in Case.variants
+        ]
+        print(row(cells), flush=True)
     print(f"\n{facts('jaxlib', 'flax', 'torch', 'diffusers')}; {THREADS} threads on both sides")
 
 

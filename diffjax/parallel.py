@@ -29,6 +29,7 @@ __all__ = [
     "compile_update",
     "make_mesh",
     "place_batch",
+    "sampling_mesh",
     "state_sharding",
 ]
 
@@ -64,6 +65,14 @@ def make_mesh(
     if fsdp < 1 or len(devices) % fsdp:
         raise ValueError(f"fsdp={fsdp} must divide the number of devices, {len(devices)}")
     return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
+
+
+def sampling_mesh(fsdp: int = 1) -> Mesh:
+    """The mesh that draws from a run trained with ``fsdp``, perhaps on other devices.
+
+    As many devices share the state as did in training, or as do divide the devices that are here.
+    """
+    return make_mesh("sharding", math.gcd(fsdp, jax.device_count()))
 
 
 def state_sharding(state: Any, mesh: Mesh, min_size: int = MIN_SHARDED_SIZE) -> Any:

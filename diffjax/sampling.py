@@ -97,7 +97,7 @@ def draw(
         ValueError: Labels and system do not fit.
     """
     _check_labels(labels, number, experiment.num_classes)
-    mesh = parallel.make_mesh(experiment.config.parallel.mode, experiment.config.parallel.fsdp)
+    mesh = parallel.sampling_mesh(experiment.config.parallel.fsdp)
     size = min(experiment.config.sample.batch_size, number)
     size = -(-size // mesh.size) * mesh.size
     run, nfe = compile_draw(experiment, mesh, guidance)

@@ -26,6 +26,11 @@ def test_mesh_has_two_axes_and_keeps_the_order_of_devices(fsdp, data):
     assert list(mesh.devices.flat) == jax.devices()
 
 
+@pytest.mark.parametrize("trained, shared", [(1, 1), (4, 4), (16, 8), (12, 4), (3, 1)])
+def test_a_run_is_drawn_from_on_other_devices_than_it_was_trained_on(trained, shared):
+    assert parallel.sampling_mesh(trained).shape["fsdp"] == shared
+
+
 @pytest.mark.parametrize(
     "mode, fsdp, message",
     [

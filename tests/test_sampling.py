@@ -99,6 +99,14 @@ def test_other_numbers_of_devices_draw_the_same(experiment, state, twenty, devic
     assert nfe() == 8
 
 
+def test_a_run_sharded_over_more_devices_than_there_are_can_be_drawn_from(twenty, state):
+    """Eight devices share what 16 shared in training."""
+    drawn = sampling.draw(
+        make("parallel.fsdp=16"), state, number=20, labels=LABELS, guidance=1.5, seed=3
+    )
+    assert_same_pictures(drawn.images, twenty.images)
+
+
 def test_another_seed_draws_others_and_no_guidance_costs_half(experiment, state, twenty):
     drawn = sampling.draw(experiment, state, number=20, labels=LABELS, seed=4)
     assert drawn.nfe == 4
