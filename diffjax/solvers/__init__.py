@@ -9,6 +9,14 @@ from diffjax.solvers.euler import euler
 from diffjax.solvers.heun import heun, heun_stochastic
 from diffjax.solvers.multistep import multistep
 from diffjax.solvers.recipes import SOLVERS, Recipe, recipe, run
+from diffjax.solvers.score_sde import (
+    annealed_langevin,
+    euler_maruyama,
+    langevin,
+    predictor_corrector,
+    probability_flow,
+    reverse_diffusion,
+)
 from diffjax.solvers.sde_dpm_solver import brownian_path, sde_multistep
 from diffjax.solvers.singlestep import singlestep
 
@@ -20,16 +28,22 @@ __all__ = [
     "Solver",
     "Span",
     "ancestral",
+    "annealed_langevin",
     "brownian_path",
     "ddim",
     "denoise",
     "dpm_solver",
     "euler",
+    "euler_maruyama",
     "heun",
     "heun_stochastic",
+    "langevin",
     "multistep",
     "one_step",
+    "predictor_corrector",
+    "probability_flow",
     "recipe",
+    "reverse_diffusion",
     "run",
     "sde_multistep",
     "singlestep",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from diffjax.prediction import Predict
 from diffjax.schedules import Schedule
-from diffjax.solvers import base, timesteps
+from diffjax.solvers import base, score_sde, timesteps
 from diffjax.solvers.ancestral import ancestral
 from diffjax.solvers.base import Solution, Solver, Span
 from diffjax.solvers.ddim import ddim
@@ -21,6 +21,38 @@ from diffjax.typing import Array, Key
 
 __all__ = ["SOLVERS", "Recipe", "recipe", "run"]
 
+PREDICTORS: dict[str, Callable[..., Solver]] = {
+    "ancestral": ancestral,
+    "euler_maruyama": score_sde.euler_maruyama,
+    "probability_flow": score_sde.probability_flow,
+    "reverse_diffusion": score_sde.reverse_diffusion,
+}
+# Those that leave a sample independent of its batch.
+CORRECTORS: dict[str, Callable[..., Solver]] = {
+    "annealed_langevin": score_sde.annealed_langevin,
+    "langevin": lambda *args: score_sde.langevin(*args, norms="sample"),
+}
+
+
+def _predictor_corrector(
+    schedule: Schedule,
+    *,
+    predictor: str = "reverse_diffusion",
+    corrector: str = "annealed_langevin",
+    snr: float = 0.16,
+    corrections: int = 1,
+) -> Solver:
+    for kind, name, known in (
+        ("predictor", predictor, PREDICTORS),
+        ("corrector", corrector, CORRECTORS),
+    ):
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+    return score_sde.predictor_corrector(
+        PREDICTORS[predictor](schedule), CORRECTORS[corrector](schedule, snr, corrections)
+    )
+
+
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "ancestral": ancestral,
     "ddim": ddim,
@@ -29,8 +61,12 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "dpm_solver_pp_2m": multistep,
     "dpm_solver_pp_2s": singlestep,
     "euler": euler,
+    "euler_maruyama": score_sde.euler_maruyama,
     "heun": heun,
     "heun_stochastic": heun_stochastic,
+    "predictor_corrector": _predictor_corrector,
+    "probability_flow": score_sde.probability_flow,
+    "reverse_diffusion": score_sde.reverse_diffusion,
 }
 
 

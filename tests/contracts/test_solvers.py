@@ -23,6 +23,7 @@ class Row(NamedTuple):
     exact_on_a_point: bool = True  # every ODE solver whose linear part is exact
     noisy: bool = False
     reaches_zero: bool = True  # a step to sigma = 0 lands on x0
+    bias: float = 0.02  # of the standard deviation, after 400 steps
 
 
 TABLE = {
@@ -40,6 +41,18 @@ TABLE = {
     "heun": Row(solvers.heun, order=2, reaches_zero=False),
     "heun_stochastic": Row(
         lambda s: solvers.heun_stochastic(s, gamma=0.1), noisy=True, reaches_zero=False
+    ),
+    "euler_maruyama": Row(solvers.euler_maruyama, noisy=True, reaches_zero=False),
+    "reverse_diffusion": Row(solvers.reverse_diffusion, noisy=True, reaches_zero=False),
+    "probability_flow": Row(
+        solvers.probability_flow, order=1, exact_on_a_point=False, reaches_zero=False, bias=0.08
+    ),
+    "predictor_corrector": Row(
+        lambda s: solvers.predictor_corrector(
+            solvers.multistep(s), solvers.annealed_langevin(s, steps=2)
+        ),
+        noisy=True,
+        reaches_zero=False,
     ),
 }
 SCHEDULES = {
@@ -273,7 +286,7 @@ def test_moments_of_a_gaussian(row):
     ts = timesteps.log_snr(schedule, steps)
     end = solve(row.make(schedule), predict, x, ts, jax.random.key(1)).x
     assert abs(float(end.mean())) < 4 * std / np.sqrt(n) + 1e-3
-    assert abs(float(end.std()) / std - 1) < 4 / np.sqrt(2 * n) + 0.02
+    assert abs(float(end.std()) / std - 1) < 4 / np.sqrt(2 * n) + row.bias
 
 
 @pytest.mark.parametrize(
