@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import prediction
+from diffjax import likelihood, prediction
 from diffjax.prediction import Predict, Prediction
 from diffjax.random import fold_in
 from diffjax.schedules import Discrete, Schedule, expand, half_log_snr, perturb
@@ -26,6 +26,7 @@ __all__ = [
     "discrete_times",
     "edm_weight",
     "eps_weight",
+    "hybrid",
     "log_normal_times",
     "min_snr_weight",
     "regression",
@@ -33,6 +34,7 @@ __all__ = [
     "stratified_times",
     "uniform_times",
     "v_weight",
+    "variational",
     "weighted_x0",
 ]
 
@@ -77,6 +79,52 @@ def regression(
     predicted = predict(perturb(schedule, x0, t, noise), t)
     error = read(schedule, t, predicted) - read(schedule, t, Prediction(x0, noise))
     return _mean_square(error)
+
+
+def variational(
+    predict: Predict,
+    schedule: Discrete,
+    x0: Array,
+    t: Array,
+    noise: Array,
+    *,
+    variance: str = "learned",
+) -> Array:
+    """The variational bound of a chain, ``N`` times one of its terms: bits per dimension.
+
+    One network call. Arguments and result as for :func:`regression`, the times being the chain's
+    own; ``variance`` as for :func:`diffjax.likelihood.bound_term`. Ho et al. 2020, eq. (5).
+    """
+    predicted = predict(perturb(schedule, x0, t, noise), t)
+    return schedule.steps * _bound_term(schedule, predicted, x0, t, variance)
+
+
+def hybrid(
+    predict: Predict,
+    schedule: Discrete,
+    x0: Array,
+    t: Array,
+    noise: Array,
+    *,
+    weight: float = 1e-3,
+) -> Array:
+    r"""The simple loss on ``eps``, and a little of the bound to train the variance alone.
+
+    .. math:: L = L_{simple} + w L_{vlb}(\mathrm{sg}[\mu], \Sigma)
+
+    One network call. Arguments and result as for :func:`variational`. Nichol & Dhariwal 2021,
+    eq. (16).
+    """
+    predicted = predict(perturb(schedule, x0, t, noise), t)
+    still = jax.lax.stop_gradient(predicted)._replace(variance=predicted.variance)
+    bound = schedule.steps * _bound_term(schedule, still, x0, t, "learned")
+    return _mean_square(predicted.eps - noise) + weight * bound
+
+
+def _bound_term(schedule: Discrete, predicted: Prediction, x0, t: Array, variance: str) -> Array:
+    chain = likelihood.chain(schedule)
+    k = jnp.round(schedule.index(t)).astype(jnp.int32)
+    return likelihood.bound_term(chain, predicted, x0, k, variance=variance)
 
 
 def weighted_x0(

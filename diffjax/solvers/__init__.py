@@ -8,6 +8,7 @@ from diffjax.solvers.ddim import ddim
 from diffjax.solvers.euler import euler
 from diffjax.solvers.heun import heun, heun_stochastic
 from diffjax.solvers.multistep import multistep
+from diffjax.solvers.ode import encode, solve_ode, spherical
 from diffjax.solvers.recipes import SOLVERS, Recipe, recipe, run
 from diffjax.solvers.score_sde import (
     annealed_langevin,
@@ -33,6 +34,7 @@ __all__ = [
     "ddim",
     "denoise",
     "dpm_solver",
+    "encode",
     "euler",
     "euler_maruyama",
     "heun",
@@ -49,6 +51,8 @@ __all__ = [
     "singlestep",
     "solve",
     "solve_adaptive",
+    "solve_ode",
+    "spherical",
     "timesteps",
     "unipc",
 ]

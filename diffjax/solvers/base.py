@@ -67,11 +67,13 @@ class Solution(NamedTuple):
         x: Final state, of the start's shape.
         nfe: Network evaluations per sample, guidance's second call included.
         trajectory: States at every time of the grid, shape ``(steps + 1, batch, ...)``, or None.
+        memory: The solver's memory at the end; a solver that goes on from there has it as ``init``.
     """
 
     x: Array
     nfe: int
     trajectory: Array | None = None
+    memory: Memory = ()
 
 
 def one_step(
@@ -134,9 +136,10 @@ def solve(
         return (x_next, memory), (x_next if trajectory else None)
 
     scanned = (ts[:-1], ts[1:], jnp.arange(steps, dtype=jnp.int32), solver.plan(ts))
-    (x_end, _), states = jax.lax.scan(body, (x, solver.init(x)), scanned)
+    (x_end, memory), states = jax.lax.scan(body, (x, solver.init(x)), scanned)
     nfe = steps * solver.evaluations * evaluations(predict)
-    return Solution(x_end, nfe, jnp.concatenate([x[None], states]) if trajectory else None)
+    states = jnp.concatenate([x[None], states]) if trajectory else None
+    return Solution(x_end, nfe, states, memory)
 
 
 def denoise(predict: Predict, x: Array, t: Array) -> Solution:
