@@ -32,7 +32,7 @@ def sample(
     steps: int,
     order: int = 2,
     method: str = "multistep",
-    algorithm: str = "dpmsolver++",
+    algorithm: str = "dpmsolver",
     skip: str = "time_uniform",
     solver_type: str = "dpmsolver",
     lower_order_final: bool = True,

@@ -68,7 +68,9 @@ def unipc(
         order: 1 to 4.
         variant: ``'bh1'`` or ``'bh2'``: the weight ``B/2`` of the slope where there is one
             difference only, ``B = h`` or ``e^h - 1``; ``'vary_coeff'``: exact weights there too.
-            From two differences on all variants are the same.
+            From two differences on all variants are the same. (The authors' code of
+            ``'vary_coeff'`` leaves out terms of its corrector from order 2 on, which makes that
+            first order; here it is as in the paper.)
         lower_order_final: Let the order fall to 1 over the last steps.
         corrector: Whether steps are corrected.
 
