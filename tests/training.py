@@ -124,10 +124,14 @@ def on_host(state) -> states.TrainState:
 
 
 def environment(devices: int) -> dict[str, str]:
-    """For a script in a process of its own."""
+    """For a script in a process of its own, which compiles as this one does: to the same bits."""
     paths = [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": flags}
+    count = "--xla_force_host_platform_device_count"
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(count)]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "XLA_FLAGS": " ".join([*flags, f"{count}={devices}"]),
+    }
 
 
 if __name__ == "__main__":
