@@ -10,7 +10,6 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "diffjax" / "__init__.py")
 
 # importlib-resources: imported by tensorflow-datasets 4.9.10, which does not declare it.
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib-resources>=6"]
-CONVERT = ["torch>=2.6", "safetensors>=0.4"]
 TEST = [
     *TFDS,
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64'",  # only to build the data set of a test
@@ -66,7 +65,6 @@ setup(
     ],
     extras_require={
         "tfds": TFDS,
-        "convert": CONVERT,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "build"],
     },

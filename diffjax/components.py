@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    "adm": models.ADM,
     "dit": models.DiT,
     "mlp": models.MLP,
     "unet": models.UNet,

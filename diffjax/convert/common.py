@@ -1,6 +1,8 @@
-"""What all families share: from named PyTorch tensors to a tree of Flax variables."""
+"""What all families share: from named PyTorch tensors to a tree of Flax variables, and back."""
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-__all__ = ["Published", "Source", "from_tensors", "sources"]
+__all__ = [
+    "Published",
+    "Source",
+    "at_block",
+    "constructed",
+    "from_tensors",
+    "sources",
+    "to_tensors",
+]
 
 
 class Published(NamedTuple):
@@ -23,12 +33,19 @@ class Published(NamedTuple):
             ``'down_0_block_1/conv_0/kernel'``, to the official name. A ``{}`` in the name stands
             for the number of a layer: our variable stacks the tensors of all layers.
         constants: Tensors of the checkpoint that are no variables of ours, and their values.
+        window: The window of an official convolution that is a dense layer of ours, by its name;
+            ``()`` for what is dense there too. None lets any window pass, but there is then no way
+            back to the official shapes of such layers.
+        settings: Fields of a config that go with the weights, such as ``'schedule.name'``: how the
+            authors trained them and drew from them.
     """
 
     module: nn.Module
     input_shape: tuple[int, ...]
     official_name: Callable[[str], str]
     constants: Mapping[str, np.ndarray] = {}
+    window: Callable[[str], tuple[int, ...]] | None = None
+    settings: Mapping[str, Any] = {}
 
 
 class Source(NamedTuple):
@@ -47,9 +64,14 @@ class Source(NamedTuple):
 
 def sources(published: Published) -> dict[tuple[str, ...], Source]:
     """Lists which official tensors make each of our variables; allocates none of them."""
+    module = published.module
     x = jax.ShapeDtypeStruct(published.input_shape, jnp.float32)
-    time = jax.ShapeDtypeStruct((), jnp.float32)
-    variables = jax.eval_shape(published.module.init, jax.random.key(0), x, time)
+    needs = inspect.signature(module.__call__).parameters
+    inputs = [x, jax.ShapeDtypeStruct((), jnp.float32)] if "time" in needs else [x]
+    if "labels" in needs and getattr(module, "num_classes", 0):
+        inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
+    images = {"low_res": x} if "low_res" in needs else {}
+    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs, **images)
 
     def source(path, leaf):
         name = published.official_name("/".join(path[1:]))
@@ -77,8 +99,30 @@ def from_tensors(published: Published, tensors: Mapping[str, Any]) -> dict:
         Variables for ``published.module.apply``, float32.
 
     Raises:
-        ValueError: If a tensor is missing, left over, of the wrong shape, or not the constant it
-            should be.
+        ValueError: If a tensor is missing, left over, of the wrong shape, not finite, or not the
+            constant it should be.
+    """
+    table = check(published, tensors)
+    for name, value in published.constants.items():
+        if not np.allclose(np.asarray(tensors[name]), value, rtol=1e-5, atol=1e-5):
+            raise ValueError(f"{name} differs from the network's constant; was it trained?")
+
+    def variable(path, source):
+        arrays = [_arrange(tensors[name], name, path[-1]) for name in source.names]
+        parts = [array.reshape(source.shape) for array in arrays]
+        return jnp.asarray(np.stack(parts) if source.stacked else parts[0])
+
+    return unflatten_dict({path: variable(path, source) for path, source in table.items()})
+
+
+def check(published: Published, tensors: Mapping[str, Any]) -> dict[tuple[str, ...], Source]:
+    """Checks every name and shape, of arrays or anything else with a shape; reads no values.
+
+    Returns:
+        Which tensors make each of our variables, as :func:`sources`.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of the wrong shape.
     """
     table = sources(published)
     needed = {name for source in table.values() for name in source.names} | {*published.constants}
@@ -88,29 +132,83 @@ def from_tensors(published: Published, tensors: Mapping[str, Any]) -> dict:
                 f"the checkpoint {problem} the network's tensors: {_summary(names)}; "
                 "check the constructor's arguments"
             )
-    for name, value in published.constants.items():
-        tensor = np.asarray(tensors[name])
-        if tensor.shape != value.shape or not np.allclose(tensor, value, rtol=0, atol=1e-5):
-            raise ValueError(f"{name} differs from the network's constant; was it trained?")
+    wanted = {name: value.shape for name, value in published.constants.items()}
+    for path, source in table.items():
+        for name in source.names:
+            wanted[name] = _official_shape(published, name, path[-1], source.shape)
+    for name, shape in wanted.items():
+        given = tuple(tensors[name].shape)
+        any_window = published.window is None and len(shape) == 2 and given[:1] == shape[:1]
+        if given != shape and not (any_window and math.prod(given) == math.prod(shape)):
+            raise ValueError(
+                f"{name} has shape {given}, but the network's has {shape}; "
+                "check the constructor's arguments"
+            )
+    return table
 
-    def variable(path, source):
-        arrays = [_arrange(tensors[name], name, path[-1], source.shape) for name in source.names]
-        return jnp.asarray(np.stack(arrays) if source.stacked else arrays[0])
 
-    return unflatten_dict({path: variable(path, source) for path, source in table.items()})
+def to_tensors(published: Published, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of :func:`from_tensors`: official name -> float32 array in PyTorch layout.
+
+    Raises:
+        ValueError: If the variables are not those of the network.
+    """
+    table, given = sources(published), flatten_dict(dict(variables))
+    for problem, paths in (
+        ("lack", table.keys() - given),
+        ("have more than", given.keys() - table),
+    ):
+        if paths:
+            names = _summary({"/".join(path) for path in paths})
+            raise ValueError(f"the variables {problem} the network's: {names}")
+    tensors = {name: np.asarray(value) for name, value in published.constants.items()}
+    for path, source in table.items():
+        array = np.asarray(given[path], np.float32)
+        for name, part in zip(source.names, array if source.stacked else [array], strict=True):
+            if part.shape != source.shape:
+                raise ValueError(f"{'/'.join(path)} has shape {part.shape}, not {source.shape}")
+            if _outputs_first(name, path[-1], part.ndim):
+                window = published.window(name) if published.window else ()
+                part = part.reshape(*window, *part.shape[:-2], -1, part.shape[-1])
+                part = np.ascontiguousarray(np.moveaxis(part, (-1, -2), (0, 1)))
+            tensors[name] = part
+    return tensors
 
 
-def _arrange(tensor: Any, name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Brings one tensor into our layout, or raises a ValueError if it does not fit."""
+def at_block(name: str) -> int:
+    """The first number in a name: 3 of ``'blocks.3.attn.qkv.weight'``."""
+    return int(re.search(r"\d+", name)[0])
+
+
+def constructed(function: Callable[..., Any], case: Mapping[str, Any]) -> Any:
+    """Calls a constructor; what does not fit its signature is a ValueError."""
+    try:
+        inspect.signature(function).bind(**case)
+    except TypeError as error:
+        raise ValueError(f"{error} (arguments of the official constructor)") from None
+    return function(**case)
+
+
+def _outputs_first(name: str, kind: str, dimensions: int) -> bool:
+    """Whether the official tensor has the outputs first, where we have them last."""
+    # NCSN++ calls W what it stores with the inputs first, as we do.
+    return kind == "kernel" and dimensions > 1 and not name.endswith(".W")
+
+
+def _official_shape(published: Published, name: str, kind: str, shape: tuple) -> tuple[int, ...]:
+    """Shape of a tensor in PyTorch layout, from that of our variable."""
+    if not _outputs_first(name, kind, len(shape)):
+        return shape
+    window = published.window(name) if published.window else ()
+    return (shape[-1], shape[-2] // math.prod(window), *window, *shape[:-2])
+
+
+def _arrange(tensor: Any, name: str, kind: str) -> np.ndarray:
+    """Brings one tensor into our order of axes, or raises a ValueError if it is damaged."""
     array = np.asarray(tensor, np.float32)
-    ours = np.moveaxis(array, (0, 1), (-1, -2)) if kind == "kernel" and array.ndim > 1 else array
-    merges = len(shape) == 2 and ours.shape[-1:] == shape[-1:] and ours.size == math.prod(shape)
-    if ours.shape != shape and not (kind == "kernel" and merges):
-        raise ValueError(
-            f"{name} has shape {array.shape}, but the network's variable has {shape}; "
-            "check the constructor's arguments"
-        )
-    return ours.reshape(shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds numbers that are not finite: the weights are damaged")
+    return np.moveaxis(array, (0, 1), (-1, -2)) if _outputs_first(name, kind, array.ndim) else array
 
 
 def _summary(names: set[str]) -> str:

@@ -4,12 +4,23 @@ The published DDPM weights circulate in this form, converted from TensorFlow.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from diffjax.convert.common import Published
+from diffjax.convert.common import Published, at_block
 from diffjax.models.unet import UNet
 
-__all__ = ["published"]
+__all__ = ["ANCHOR", "infer", "published"]
+
+ANCHOR = "temb.dense.0.weight"
+
+# The published networks: width and multiples, and their image size.
+SIZES = {
+    (128, (1, 2, 2, 2)): 32,
+    (128, (1, 2, 2, 2, 4)): 64,
+    (128, (1, 1, 2, 2, 4, 4)): 256,
+}
+DENSE_HERE = r"(\.nin_shortcut|\.attn\.\d+\.\w+|\.attn_1\.\w+)\.weight$"
 
 # Applied to "/path/of/modules/leaf", in this order.
 NAMES = (
@@ -63,7 +74,47 @@ def published(
         num_groups=num_groups,
         dropout=dropout,
     )
-    return Published(module, (1, image_size, image_size, channels), _official_name)
+    return Published(
+        module,
+        (1, image_size, image_size, channels),
+        _official_name,
+        window=lambda name: (1, 1) if re.search(DENSE_HERE, name) else (),
+        settings={
+            "schedule.name": "discrete_linear",
+            "schedule.options": dict(steps=1000, beta_min=1e-4, beta_max=0.02),
+            "sample.solver": "ancestral",
+            # The networks of 256x256 pixels were trained and drawn from with the small variances.
+            "sample.options": dict(variance="small" if image_size >= 256 else "large"),
+            "sample.calls": 1000,
+            "sample.threshold": "static",
+            "train.batch_size": 64 if image_size >= 256 else 128,
+        },
+    )
+
+
+def infer(tensors: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes the arguments from the tensors; of an unknown network, give the image size."""
+    ch, channels = tensors["conv_in.weight"].shape[:2]
+    blocks = [
+        name for name in tensors if re.fullmatch(r"down\.\d+\.block\.\d+\.conv1\.weight", name)
+    ]
+    levels = 1 + max(map(at_block, blocks))
+    found = dict(
+        ch=ch,
+        ch_mult=tuple(
+            tensors[f"down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels)
+        ),
+        num_res_blocks=sum(name.startswith("down.0.") for name in blocks),
+        channels=channels,
+    )
+    size = case.get("image_size") or SIZES.get((ch, found["ch_mult"]))
+    if size is None:
+        raise ValueError(
+            f"no published DDPM has ch={ch} and ch_mult={found['ch_mult']}: give image_size"
+        )
+    attention = (i for i in range(levels) if f"down.{i}.attn.0.q.weight" in tensors)
+    found |= dict(image_size=size, attn_resolutions=tuple(size >> i for i in attention))
+    return found | case
 
 
 def _official_name(path: str) -> str:

@@ -1,10 +1,16 @@
 """Checkpoints of the diffusion transformer under its authors' names (facebookresearch/DiT)."""
 
-from diffjax.convert.common import Published
-from diffjax.models.dit import DiT
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffjax.convert.common import Published, at_block
+from diffjax.models.dit import DIT_SIZES, DiT
 from diffjax.models.embeddings import grid_positions
 
-__all__ = ["published"]
+__all__ = ["ANCHOR", "infer", "published"]
+
+ANCHOR = "x_embedder.proj.weight"
 
 MODULES = {
     "patch_embed": "x_embedder.proj",
@@ -63,7 +69,37 @@ def published(
         (1, input_size, input_size, in_channels),
         _official_name,
         constants={"pos_embed": grid_positions(grid, grid, hidden_size)[None]},
+        window=lambda name: (patch_size, patch_size) if name == ANCHOR else (),
+        settings={
+            "schedule.name": "discrete_linear",
+            "schedule.options": dict(steps=1000, beta_min=1e-4, beta_max=0.02),
+            "sample.solver": "ancestral",
+            "sample.options": dict(variance="learned" if learn_sigma else "small"),
+            "sample.calls": 250,
+            "loss.label_dropout": 0.1,
+        },
     )
+
+
+def infer(tensors: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes the arguments from the tensors: all but the number of heads of an unknown size."""
+    width, channels, patch, _ = tensors[ANCHOR].shape
+    tokens = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
+    found = dict(
+        input_size=math.isqrt(tokens) * patch,
+        patch_size=patch,
+        in_channels=channels,
+        hidden_size=width,
+        depth=1 + max(at_block(name) for name in tensors if name.startswith("blocks.")),
+        num_classes=tensors["y_embedder.embedding_table.weight"].shape[0] - 1,
+        learn_sigma=tensors["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
+    )
+    heads = {size["width"]: size["num_heads"] for size in DIT_SIZES.values()}
+    if width in heads:
+        found["num_heads"] = heads[width]
+    elif "num_heads" not in case:
+        raise ValueError(f"no published DiT is {width} wide: give num_heads")
+    return found | case
 
 
 def _official_name(path: str) -> str:

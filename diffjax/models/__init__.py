@@ -9,8 +9,18 @@ network also learns the variance. A conditional network (``num_classes > 0``) ke
 ``num_classes`` for "no label", which is also what None means. Networks know no schedule.
 """
 
+from diffjax.models.adm import ADM, ADMClassifier, ADMSuperResolution
 from diffjax.models.dit import DIT_SIZES, DiT, published_dit
 from diffjax.models.mlp import MLP
 from diffjax.models.unet import UNet
 
-__all__ = ["DIT_SIZES", "MLP", "DiT", "UNet", "published_dit"]
+__all__ = [
+    "ADM",
+    "DIT_SIZES",
+    "MLP",
+    "ADMClassifier",
+    "ADMSuperResolution",
+    "DiT",
+    "UNet",
+    "published_dit",
+]

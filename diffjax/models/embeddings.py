@@ -141,12 +141,14 @@ class LabelEmbedding(nn.Module):
             guidance.
         features: Length of a vector.
         stddev: Standard deviation of the initial vectors.
+        null: Whether there is a null label.
         dtype: Type of the result; the table is float32.
     """
 
     num_classes: int
     features: int
     stddev: float = 1.0
+    null: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -161,9 +163,12 @@ class LabelEmbedding(nn.Module):
             Vectors of shape ``(batch, features)``, or ``(1, features)`` when ``labels`` is None.
 
         Raises:
-            ValueError: If ``labels`` is not one integer a sample, or the network has no classes.
+            ValueError: If ``labels`` is not one integer a sample, or the network has no classes, or
+                there are none and it has no null label.
         """
         if labels is None:
+            if self.num_classes and not self.null:
+                raise ValueError("this network has no null label: give the labels of all samples")
             labels = jnp.full((1,), self.num_classes)
         elif self.num_classes == 0:
             raise ValueError(
@@ -179,7 +184,7 @@ class LabelEmbedding(nn.Module):
         if self.num_classes == 0:
             return jnp.zeros((1, self.features), self.dtype)
         table = nn.Embed(
-            self.num_classes + 1,
+            self.num_classes + self.null,
             self.features,
             embedding_init=nn.initializers.normal(self.stddev),
             dtype=self.dtype,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.models import MLP, DiT, UNet
+from diffjax.models import ADM, MLP, DiT, UNet
 
 BATCH = 2
 
@@ -25,6 +25,34 @@ class Row(NamedTuple):
 
 
 NETWORKS = {
+    "adm": Row(
+        ADM(
+            ch=16,
+            ch_mult=(1, 1),
+            num_res_blocks=1,
+            attn_resolutions=(2,),
+            head_channels=8,
+            dropout=0.5,
+            num_groups=4,
+            num_classes=3,
+            learned_variance=True,
+        ),
+        (4, 4, 1),
+    ),
+    "improved ddpm": Row(
+        ADM(
+            ch=16,
+            ch_mult=(1, 1),
+            num_res_blocks=1,
+            attn_resolutions=(),
+            num_heads=2,
+            scale_shift_norm=False,
+            resblock_updown=False,
+            num_groups=4,
+            num_classes=3,
+        ),
+        (4, 4, 1),
+    ),
     "unet": Row(
         UNet(
             ch=32,

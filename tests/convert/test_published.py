@@ -37,6 +37,11 @@ def load(family, name):
         width, depth, heads = (DIT_SIZES[size][k] for k in ("width", "depth", "num_heads"))
         case = dict(input_size=int(latent), patch_size=int(patch), hidden_size=width)
         case |= dict(depth=depth, num_heads=heads)
+    elif family == "adm" and isinstance(case, str):
+        classifier = re.fullmatch(r"classifier (\d+), width (\d+), depth (\d+)", case)
+        flags = ("image_size", "classifier_width", "classifier_depth")
+        numbers = map(int, classifier.groups() if classifier else ())
+        case = dict(zip(flags, numbers, strict=False)) or convert.parse(case.removeprefix("SR "))
     case.pop("note", None)
     return case, stored["tensors"], stored["parameters"]
 
@@ -63,33 +68,45 @@ def tiny():
         return case, named_weights(shapes, pos_embed=stored["pos_embed"])
 
 
+def without_dropout(module):
+    """No tensor tells it."""
+    return module.clone(dropout=0.0) if hasattr(module, "dropout") else module
+
+
 @pytest.mark.parametrize(("family", "name"), ALL)
 def test_every_official_name_is_used_once(family, name):
+    """And is found from shapes alone where the network is a published one."""
     case, shapes, parameters = load(family, name)
-    published = convert.published(family, **case)
-    used = dict.fromkeys(published.constants, 0)
-    for source in convert.sources(published).values():
-        for official in source.names:
-            assert official not in used
-            assert np.prod(shapes[official]) == np.prod(source.shape)
-            used[official] = np.prod(source.shape)
-    assert used.keys() == shapes.keys()
-    frozen = sum(value.size for value in published.constants.values())
-    assert sum(used.values()) + frozen == parameters
+    tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    inferred = convert.infer(family, tensors, **(case if name.startswith("tiny") else {}))
+    published = convert.published(family, **inferred)
+    wanted = convert.published(family, **convert.infer(family, tensors, **case))
+    assert without_dropout(published.module) == without_dropout(wanted.module)
+    assert published.input_shape == wanted.input_shape
+    names = [name for source in convert.check(published, tensors).values() for name in source.names]
+    assert len(names) == len({*names}) and {*names} | published.constants.keys() == shapes.keys()
+    assert sum(tensor.size for tensor in tensors.values()) == parameters
 
 
 @pytest.mark.parametrize(("family", "name"), TINY)
-def test_outputs_are_the_official_ones(family, name):
+def test_outputs_are_the_official_ones_and_there_is_a_way_back(family, name):
     case, shapes, _ = load(family, name)
     with np.load(REFERENCE / family / f"{name}.npz") as stored:
         stored = dict(stored)
     constants = {key: stored[key] for key in stored.keys() & shapes.keys()}
-    variables = convert.from_torch(family, named_weights(shapes, **constants), **case)
-    labels = stored["y"].astype(np.int32) if "y" in stored else None
-    x = jnp.asarray(stored["x"].transpose(0, 2, 3, 1))
-    apply = jax.jit(convert.network(family, **case).apply)
-    out = apply(variables, x, stored["t"], labels)
-    want = stored["output"].transpose(0, 2, 3, 1)
+    tensors = named_weights(shapes, **constants)
+    module, variables = convert.from_torch(family, tensors, **case)
+    inputs = {key: stored[key] for key in ("x", "low_res", "output") if key in stored}
+    inputs = {key: np.moveaxis(array, 1, -1) for key, array in inputs.items()}
+    want = inputs.pop("output")
+    if getattr(module, "num_classes", 0) and "y" in stored:
+        inputs["labels"] = stored["y"].astype(np.int32)
+    back = convert.to_torch(family, variables, **convert.infer(family, tensors, **case))
+    assert back.keys() == shapes.keys()
+    for official, tensor in back.items():
+        np.testing.assert_array_equal(tensor, tensors[official], err_msg=official)
+
+    out = jax.jit(module.apply)(variables, time=stored["t"], **inputs)
     np.testing.assert_allclose(out, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
@@ -97,7 +114,8 @@ def test_half_precision_becomes_float32(tiny):
     case, weights = tiny
     halves = {name: weight.astype(np.float16) for name, weight in weights.items()}
     halves["pos_embed"] = weights["pos_embed"]
-    params = convert.from_torch("dit", halves, **case)["params"]
+    _, variables = convert.from_torch("dit", halves, **case)
+    params = variables["params"]
     assert params["patch_embed"]["kernel"].dtype == jnp.float32
     stored = weights["final_layer.linear.weight"].astype(np.float16)
     np.testing.assert_array_equal(params["out"]["kernel"], stored.T)
@@ -136,5 +154,5 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tiny, spoil, message):
 
 
 def test_unknown_family():
-    with pytest.raises(ValueError, match="unknown family 'gan'; there are ddpm, dit"):
+    with pytest.raises(ValueError, match=r"unknown family 'gan'; there are .*ddpm, dit"):
         convert.network("gan")
