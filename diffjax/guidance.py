@@ -15,9 +15,89 @@ from diffjax.prediction import Predict, Prediction, evaluations, from_eps, from_
 from diffjax.schedules import Schedule, expand
 from diffjax.typing import Array
 
-__all__ = ["classifier", "classifier_free", "dynamic_threshold", "interval", "threshold"]
+__all__ = [
+    "autoguidance",
+    "classifier",
+    "classifier_free",
+    "dynamic_threshold",
+    "first_channels",
+    "interval",
+    "linear",
+    "rescaled",
+    "threshold",
+]
 
 Scale = Array | float | Callable[[Array], Array]
+Combine = Callable[[Array, Array, Prediction, Prediction, Array], Prediction]
+
+
+def linear(x: Array, t: Array, strong: Prediction, weak: Prediction, scale: Array) -> Prediction:
+    """``weak + scale (strong - weak)``, with ``strong``'s variance: the plain combination.
+
+    Args:
+        x: State, ``(batch, ...)``, at which both were made.
+        t: Its time.
+        strong: What is guided towards.
+        weak: What is guided away from.
+        scale: Shaped to broadcast against ``x``.
+    """
+    del x, t  # shared by both, so the same combination of x0 and of eps stays consistent
+    return Prediction(
+        weak.x0 + scale * (strong.x0 - weak.x0),
+        weak.eps + scale * (strong.eps - weak.eps),
+        strong.variance,
+    )
+
+
+def rescaled(schedule: Schedule, share: float = 0.7) -> Combine:
+    r"""The plain combination, its noise scaled back to the spread of the conditional one.
+
+    .. math:: \epsilon' = \phi\, \epsilon\, \frac{\mathrm{std}(\epsilon_y)}{\mathrm{std}(\epsilon)}
+              + (1 - \phi)\, \epsilon
+
+    with standard deviations over each sample. Cures the over-saturation of strong guidance. Lin et
+    al. 2024 (arXiv 2305.08891), eqs. (15) and (16), on ``eps``.
+
+    Args:
+        schedule: The forward process.
+        share: ``phi`` in [0, 1]; 0 changes nothing.
+
+    Raises:
+        ValueError: The share is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"rescaled: share must lie in [0, 1], got {share}")
+
+    def combine(x, t, strong, weak, scale) -> Prediction:
+        guided = linear(x, t, strong, weak, scale)
+        axes = tuple(range(1, x.ndim))
+        spreads = (value.std(axis=axes, keepdims=True) for value in (strong.eps, guided.eps))
+        eps = (share * jnp.divide(*spreads) + 1 - share) * guided.eps
+        return from_eps(schedule, x, t, eps)._replace(variance=strong.variance)
+
+    return combine
+
+
+def first_channels(count: int) -> Combine:
+    """The plain combination in the first ``count`` channels; the others are left unguided.
+
+    What the released sampler of DiT does with 3 of its 4 latent channels, kept there for the sake
+    of its published figures. For nothing else.
+
+    Args:
+        count: Channels guided, of the last axis.
+    """
+
+    def combine(x, t, strong, weak, scale) -> Prediction:
+        guided = linear(x, t, strong, weak, scale)
+        first = jnp.arange(x.shape[-1]) < count
+        return Prediction(
+            jnp.where(first, guided.x0, strong.x0),
+            jnp.where(first, guided.eps, strong.eps),
+            strong.variance,
+        )
+
+    return combine
 
 
 def classifier_free(
@@ -26,6 +106,7 @@ def classifier_free(
     null_labels: Array,
     scale: Scale,
     *,
+    combine: Combine = linear,
     doubled_batch: bool = True,
 ) -> Predict:
     r"""Classifier-free guidance.
@@ -41,6 +122,8 @@ def classifier_free(
         null_labels: The labels that mean none, of the same shape, or a scalar for all.
         scale: ``s``: a scalar, one per sample ``(batch,)``, or a function of ``t`` giving either
             (see :func:`interval`).
+        combine: How the two become one: :func:`linear`, :func:`rescaled` or
+            :func:`first_channels`.
         doubled_batch: One call on a batch twice the size, faster where memory allows; otherwise
             two calls. The results agree to rounding.
     """
@@ -58,23 +141,47 @@ def classifier_free(
         )
 
     def guided(x: Array, t: Array) -> Prediction:
-        conditional, unconditional = both(x, t)
-        s = expand(scale(t) if callable(scale) else scale, x)
-        # x is shared, so the same combination of x0 and of eps stays consistent.
-        return Prediction(
-            unconditional.x0 + s * (conditional.x0 - unconditional.x0),
-            unconditional.eps + s * (conditional.eps - unconditional.eps),
-            conditional.variance,
-        )
+        return combine(x, t, *both(x, t), _scale_at(scale, x, t))
 
     return with_evaluations(guided, 2 * evaluations(predict))
+
+
+def autoguidance(
+    predict: Predict, weak: Predict, scale: Scale, *, combine: Combine = linear
+) -> Predict:
+    r"""Autoguidance: away from a weaker model of the same thing.
+
+    .. math:: \epsilon = \epsilon_{weak} + s\,(\epsilon - \epsilon_{weak})
+
+    The weaker one has fewer parameters or less training, and the same labels; what both get wrong,
+    but it more so, is pushed away, without the loss of diversity of class guidance. Evaluations of
+    both a call. Karras et al. 2024 (arXiv 2406.02507), eq. (3).
+
+    Args:
+        predict: The prediction to guide.
+        weak: That of the weaker model, on the same schedule.
+        scale: ``s``, as for :func:`classifier_free`; 1 is ``predict`` itself.
+        combine: As for :func:`classifier_free`.
+    """
+
+    def guided(x: Array, t: Array) -> Prediction:
+        strong, other = predict(x, t), weak(x, t)
+        return combine(x, t, strong, other, _scale_at(scale, x, t))
+
+    return with_evaluations(guided, evaluations(predict) + evaluations(weak))
+
+
+def _scale_at(scale: Scale, x: Array, t: Array) -> Array:
+    return expand(scale(t) if callable(scale) else scale, x)
 
 
 def interval(scale: Array | float, t_low: float, t_high: float) -> Callable[[Array], Array]:
     """Guidance in ``t_low <= t <= t_high`` only, as a scale for :func:`classifier_free`.
 
-    ``s`` inside and 1 outside (Kynkaanniemi et al. 2024, eq. (5)). To save the second call outside
-    too, solve the three parts of the grid one after another, the outer two without guidance.
+    ``s`` inside and 1 outside (Kynkaanniemi et al. 2024, eq. (5)). Published intervals are of the
+    noise level ``r = sigma / alpha``, at which ``t = schedule.time(-log r)``. To save the second
+    call outside too, solve the three parts of the grid one after another, the outer two without
+    guidance.
 
     Raises:
         ValueError: The interval is empty.
@@ -94,8 +201,9 @@ def classifier(
 
     .. math:: \hat\epsilon = \epsilon - s\,\sigma_t\, \nabla_x \log p(y | x_t)
 
-    Dhariwal & Nichol 2021, algorithm 2 (the form for any ODE solver). One network evaluation a
-    call, beside the classifier's gradient.
+    Dhariwal & Nichol 2021, algorithm 2 (the form for any ODE solver; for the chain's own, algorithm
+    1, see :func:`diffjax.solvers.ancestral`). As published, a threshold goes inside: the shifted
+    ``x0`` is not clipped again. One network evaluation a call, beside the classifier's gradient.
 
     Args:
         predict: The prediction to guide.

@@ -14,6 +14,7 @@ from diffjax.analytic import Gaussian, Mixture
 from diffjax.prediction import Prediction, evaluations, from_x0, with_evaluations
 from diffjax.schedules import EDM, Discrete, VPLinear, expand
 from diffjax.solvers import timesteps
+from diffjax.solvers.transition import transition
 
 # Two classes of two components each; the last row weighs all of them, for "no label".
 MEANS = np.array([[-1.0, 0.5], [-1.5, -0.5], [1.0, 0.2], [0.3, 1.4]])
@@ -165,6 +166,77 @@ def test_null_labels_may_be_vectors():
         np.testing.assert_array_equal(got.x0, 2 * labels)
 
 
+# How two predictions become one.
+
+
+def test_linear_is_what_is_combined_without_saying_so():
+    schedule = VPLinear()
+    x, t = example(schedule)
+    chex.assert_trees_all_equal(
+        cfg(schedule, 3.0)(x, t), cfg(schedule, 3.0, combine=guidance.linear)(x, t)
+    )
+
+
+@each_schedule
+def test_rescaled_noise_has_the_conditional_spread(schedule, x64):
+    """All of it at share 1, none at 0, in between a mean of both; and x0 follows."""
+    x, t = example(schedule)
+    plain, conditional = cfg(schedule, 5.0)(x, t), simple(schedule)(x, t, LABELS)
+    got = {
+        share: cfg(schedule, 5.0, combine=guidance.rescaled(schedule, share))(x, t)
+        for share in (0.0, 0.7, 1.0)
+    }
+    np.testing.assert_allclose(got[0.0].eps, plain.eps, rtol=1e-12)
+    np.testing.assert_allclose(got[0.0].x0, plain.x0, rtol=1e-9)
+    spread = np.std(conditional.eps, axis=1)
+    assert np.abs(np.std(plain.eps, axis=1) / spread - 1).max() > 0.1
+    np.testing.assert_allclose(np.std(got[1.0].eps, axis=1), spread, rtol=1e-12)
+    mean = 0.7 * got[1.0].eps + 0.3 * plain.eps
+    np.testing.assert_allclose(got[0.7].eps, mean, rtol=1e-12)
+    consistent(schedule, x, t, got[0.7])
+
+
+def test_first_channels_are_guided_and_the_others_conditional():
+    schedule = VPLinear()
+    x, t = example(schedule)
+    got = cfg(schedule, 4.0, combine=guidance.first_channels(1))(x, t)
+    guided, conditional = cfg(schedule, 4.0)(x, t), simple(schedule)(x, t, LABELS)
+    for field in ("x0", "eps"):
+        first, rest = getattr(got, field)[:, 0], getattr(got, field)[:, 1]
+        np.testing.assert_allclose(first, getattr(guided, field)[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(rest, getattr(conditional, field)[:, 1], rtol=1e-6)
+    consistent_in_float32 = (
+        schedule.alpha(t)[:, None] * got.x0 + schedule.sigma(t)[:, None] * got.eps
+    )
+    np.testing.assert_allclose(consistent_in_float32, x, rtol=1e-4, atol=1e-5)
+
+
+# Autoguidance.
+
+
+def test_a_weaker_model_of_no_label_is_classifier_free_guidance():
+    schedule = VPLinear()
+    x, t = example(schedule)
+    strong, weak = (lambda x, t, y=y: simple(schedule)(x, t, y) for y in (LABELS, np.full(5, NULL)))
+    scale = jnp.linspace(0, 4, 5)
+    got = guidance.autoguidance(strong, with_evaluations(weak, 3), scale)
+    chex.assert_trees_all_close(got(x, t), cfg(schedule, scale)(x, t), rtol=1e-5, atol=1e-6)
+    assert evaluations(got) == 4
+
+
+def test_autoguidance_undoes_what_a_weaker_model_smooths(x64):
+    """Of N(0, s^2) a model that believes in a wider spread: scale 2 of two that err in ratio 2."""
+    schedule, t = EDM(), jnp.asarray(0.5)
+    spreads = {
+        error: Gaussian(np.zeros(1), np.array([[0.25 + error]])).predict(schedule)
+        for error in (0.0, 0.001, 0.002)
+    }
+    x = jnp.array([[0.7]])
+    got = guidance.autoguidance(spreads[0.001], spreads[0.002], 2.0)(x, t)
+    exact, strong = spreads[0.0](x, t), spreads[0.001](x, t)
+    assert jnp.abs(got.x0 - exact.x0) < 0.01 * jnp.abs(strong.x0 - exact.x0)
+
+
 # The interval.
 
 
@@ -310,6 +382,48 @@ def test_classifier_guidance_of_a_linear_log_probability_shifts_the_noise():
     np.testing.assert_array_equal(got.variance, plain.variance)
 
 
+def test_the_guided_chain_moves_its_mean_by_variance_and_gradient(x64):
+    schedule, key = Discrete.linear(1000), jax.random.key(0)
+    x, slope = jax.random.normal(key, (3, 2)), jnp.array([1.0, -2.0])
+    predict = mixture(NULL).predict(schedule)
+    ts = jnp.array([0.5, 0.4])
+    ends = [
+        solvers.solve(
+            solvers.ancestral(schedule, variance, gradient=gradient), predict, x, ts, key
+        ).x
+        for variance in ("small", "large")
+        for gradient in (None, lambda x, t: 3 * jnp.broadcast_to(slope, x.shape))
+    ]
+    over = transition(schedule, solvers.Span(ts[0], ts[1], 0, 1), x)
+    for plain, guided, moved in (
+        (*ends[:2], over.small_variance),
+        (*ends[2:], over.large_variance),
+    ):
+        np.testing.assert_allclose(guided - plain, 3 * moved * jnp.broadcast_to(slope, x.shape))
+
+
+@pytest.mark.parametrize(
+    ("scale", "mean", "std"), [(1.0, 0.998, 0.500), (2.0, 1.166, 0.440), (4.0, 1.285, 0.429)]
+)
+def test_guided_ancestral_sampling_of_two_classes(scale, mean, std):
+    """The same two classes by the chain of 1000 steps with its large variances."""
+    chain, n = Discrete.linear(1000), 20_000
+    both, second = Mixture(np.array([[-1.0], [1.0]]), 0.5), Mixture(np.array([[1.0]]), 0.5)
+
+    def gradient(x, t):
+        def log_probability(x):
+            return (second.log_density(chain, x, t) - both.log_density(chain, x, t)).sum()
+
+        return scale * jax.grad(log_probability)(x)
+
+    recipe = solvers.recipe(
+        "ancestral", chain, 1000, grid="uniform", variance="large", gradient=gradient
+    )
+    x = jax.random.normal(jax.random.key(0), (n, 1))
+    ends = jax.jit(lambda x: solvers.run(recipe, both.predict(chain), x, jax.random.key(1)).x)(x)
+    np.testing.assert_allclose((ends.mean(), ends.std()), (mean, std), atol=4 * std / np.sqrt(n))
+
+
 # Thresholding.
 
 
@@ -373,6 +487,12 @@ def test_dynamic_threshold_as_numpy_computes_it(quantile, x64):
 # What all of them owe.
 
 MODIFIERS = {
+    "autoguidance": lambda predict, schedule: guidance.autoguidance(
+        predict,
+        lambda x, t: jax.tree.map(lambda leaf: 0.9 * leaf, predict(x, t)),
+        3.0,
+        combine=guidance.rescaled(schedule),
+    ),
     "classifier": lambda predict, schedule: guidance.classifier(
         predict, schedule, lambda x, t: jnp.sin(x).sum(-1) * t, 2.0
     ),
@@ -439,9 +559,9 @@ def test_gradient_with_respect_to_the_scale():
 def test_declared_evaluations_multiply_and_reach_the_solution():
     schedule, single = VPLinear(), unlabelled(VPLinear())
     x, _ = example(schedule)
-    assert [evaluations(m(single, schedule)) for m in MODIFIERS.values()] == [1, 2, 1, 1]
+    assert [evaluations(m(single, schedule)) for m in MODIFIERS.values()] == [2, 1, 2, 1, 1]
     thrice = with_evaluations(single, 3)
-    one_call = [m for name, m in MODIFIERS.items() if name != "classifier_free"]
+    one_call = [MODIFIERS[name] for name in ("classifier", "dynamic_threshold", "threshold")]
     assert [evaluations(m(thrice, schedule)) for m in one_call] == [3, 3, 3]
     guided = cfg(schedule, 2.0)
     for modify in one_call:
@@ -458,6 +578,7 @@ def test_declared_evaluations_multiply_and_reach_the_solution():
     [
         (lambda p, s: guidance.interval(2.0, 0.5, 0.5), "t_low 0.5 must be below t_high 0.5"),
         (lambda p, s: guidance.interval(2.0, float("nan"), 1.0), "t_low nan must be below"),
+        (lambda p, s: guidance.rescaled(s, 1.5), r"share must lie in \[0, 1\], got 1.5"),
         (lambda p, s: guidance.threshold(p, s, 1.0, -1.0), "low 1.0 must be below high -1.0"),
         (
             lambda p, s: guidance.dynamic_threshold(p, s, 0.0),
