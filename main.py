@@ -96,7 +96,13 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
         jax.distributed.initialize()
     from diffjax import experiment as experiments
 
-    experiment = experiments.build(config, open_data=mode not in ("sample", "dry_run"))
+    classifier = None
+    if config.sample.classifier:
+        from diffjax.sampling import load_classifier
+
+        classifier = load_classifier(config.sample.classifier)
+    open_data = mode not in ("sample", "dry_run")
+    experiment = experiments.build(config, open_data=open_data, classifier=classifier)
     MODES[mode](experiment, workdir)
 
 

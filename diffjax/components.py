@@ -25,14 +25,16 @@ from diffjax.options import about, choose, keywords, unknown
 from diffjax.prediction import Parametrization, Prediction
 from diffjax.schedules import Discrete, Schedule, half_log_snr
 from diffjax.solvers import Recipe, timesteps
-from diffjax.systems import Request, sampler
+from diffjax.systems import NoisyClassifier, Request, sampler
 from diffjax.systems.diffusion import Draw, Objective
 from diffjax.typing import Array
 
 __all__ = [
+    "CLASSIFIERS",
     "EMPIRICAL",
     "NETWORKS",
     "SCHEDULES",
+    "classifier_network",
     "draw",
     "learning_rate",
     "network",
@@ -51,6 +53,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": models.MLP,
     "unet": models.UNet,
 }
+# Those that tell classes of noisy images apart, instead of predicting the noise.
+CLASSIFIERS: dict[str, type[nn.Module]] = {}
 EMPIRICAL = "empirical"  # the training set itself, where a network would be named
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -108,6 +112,16 @@ def network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
         of_order_one = config.prediction.parametrization == "edm"
         options.setdefault("time_embedding", "fourier" if of_order_one else "sinusoidal")
     return module(**options, **inferred)
+
+
+def classifier_network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+    """The network of a classifier of noisy images."""
+    module = choose("network", config.network, CLASSIFIERS)
+    reserved = ("parent", "name", "num_classes")
+    options = keywords("model", module, config.model, reserved=reserved)
+    if "dtype" in options:
+        options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
+    return module(**options, num_classes=num_classes)
 
 
 def times(config: ml_collections.ConfigDict, schedule: Schedule) -> Callable[..., Array]:
@@ -187,14 +201,16 @@ def _is_optimizer(make: Any) -> bool:
     return inspect.isfunction(make) and "learning_rate" in inspect.signature(make).parameters
 
 
-def recipe(config: ml_collections.ConfigDict, schedule: Schedule) -> Recipe:
-    """Solver and grid."""
+def recipe(config: ml_collections.ConfigDict, schedule: Schedule, **given) -> Recipe:
+    """Solver and grid; ``given`` are arguments of the solver that no config can hold."""
     sample = config.sample
     choose("sampler", config.sampler, {"solver": solvers.recipe})
     solver = choose("sample.solver", sample.solver, solvers.SOLVERS)
     choose("sample.grid", sample.grid, timesteps.GRIDS)
     with about("sample"):
-        options = keywords("sample.options", solver, sample.options, reserved=("schedule",))
+        options = keywords(
+            "sample.options", solver, sample.options, reserved=("schedule", "gradient")
+        )
         return solvers.recipe(
             sample.solver,
             schedule,
@@ -202,21 +218,23 @@ def recipe(config: ml_collections.ConfigDict, schedule: Schedule) -> Recipe:
             grid=sample.grid,
             denoise=sample.denoise,
             **options,
+            **given,
         )
 
 
 def draw(
     config: ml_collections.ConfigDict,
     schedule: Schedule,
-    recipe: Recipe,
+    made: Recipe,
     shape: tuple[int, int, int],
     num_classes: int,
+    classifier: NoisyClassifier | None = None,
 ) -> Draw:
-    """How samples are drawn: solver, guidance and thresholding."""
+    """How samples are drawn: with the recipe made, guidance and thresholding."""
     sample = config.sample
     scales = {"sample.guidance": sample.guidance, "evaluate.guidance": config.evaluate.guidance}
     for field, scale in scales.items():
-        if scale == 1:
+        if scale == 1 or classifier is not None:
             continue
         if not num_classes:
             raise ValueError(
@@ -237,12 +255,17 @@ def draw(
     if sample.threshold:
         limit = LIMITS[sample.threshold]
         modifiers["limit"] = functools.partial(limit, schedule=schedule)
-    drawn = sampler(schedule, recipe, shape, num_classes=num_classes, **modifiers)
+    if classifier is not None:
+        modifiers["classifier"] = classifier
+        if sample.solver == "ancestral":
+            modifiers["guided_chain"] = lambda gradient: recipe(config, schedule, gradient=gradient)
+    drawn = sampler(schedule, made, shape, num_classes=num_classes, **modifiers)
 
     def predict(x: Array, t: Array, labels: Array | None) -> Prediction:
         return Prediction(x, x, jnp.zeros_like(x) if config.prediction.learned_variance else None)
 
-    labels = sample_labels(sample.labels, 1, num_classes)
+    known = num_classes or (classifier.num_classes if classifier else 0)
+    labels = sample_labels(sample.labels, 1, known)
     with about("sample"):
         request = Request(jnp.arange(1), labels, sample.guidance)
         jax.eval_shape(lambda key: drawn(predict, key, request).images, jax.random.key(0))

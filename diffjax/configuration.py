@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 __all__ = [
+    "DEFAULTS",
     "FIELDS",
     "INFERRED",
     "OPTIONS",
@@ -129,12 +130,17 @@ FIELDS: dict[str, Rule] = {
     "sample.denoise": FLAG,
     "sample.guidance": NOT_NEGATIVE,
     "sample.guidance_interval": INTERVAL,
+    "sample.classifier": TEXT,
     "sample.threshold": _one_of("", "static", "dynamic"),
     "sample.ema": TEXT,
     "evaluate.number": SIZE,
     "evaluate.guidance": NOT_NEGATIVE,
     "evaluate.seed": COUNT,
 }
+
+# Filled in where a file leaves them out: what most experiments do without, and what runs stored by
+# an earlier version do not have.
+DEFAULTS: dict[str, Any] = {"sample.classifier": ""}
 
 # Found from the source and recorded when an experiment is built; a file may leave them out.
 INFERRED = ("data.shape", "data.num_classes")
@@ -193,7 +199,13 @@ def _run(path: pathlib.Path, argument: str) -> Any:
 
 
 def _normalised(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict(without_lists(values))
+    values = without_lists(values)
+    for field, default in DEFAULTS.items():
+        section, _, name = field.rpartition(".")
+        inside = values.setdefault(section, {}) if section else values
+        if isinstance(inside, dict):  # else what is wrong with the section is told below
+            inside.setdefault(name, default)
+    config = ml_collections.ConfigDict(values)
     validate(config)
     return config
 

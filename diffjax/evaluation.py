@@ -35,7 +35,8 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
     """Draws ``config.evaluate.number`` samples, scores them, writes ``evaluation.json``, tells.
 
     Also writes ``real_and_drawn.png``, real and drawn images side by side, and ``nearest.png``, the
-    training image nearest to each of some samples.
+    training image nearest to each of some samples. A system that draws nothing is scored by its own
+    measures on the images held out.
 
     Returns:
         The report: nested dicts of numbers, as in the file.
@@ -44,6 +45,8 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         ValueError: The source has no held-out split, or too few images.
     """
     workdir, config = pathlib.Path(workdir), experiment.config
+    if experiment.system.sample is None:
+        return _own_report(experiment, state, workdir)
     settings, classes = config.evaluate, experiment.num_classes
     train, held_out = (_real(experiment, split) for split in ("train", "test"))
     _check_sizes(settings.number, train, held_out)
@@ -104,6 +107,27 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         _write_pictures(workdir, drawn.images, train.images, held_out.images)
         (workdir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
         print(table(report))
+        print(f"as numbers: {workdir / REPORT_FILE}")
+    return report
+
+
+def _own_report(experiment: Experiment, state: TrainState, workdir: pathlib.Path) -> dict:
+    """Means over the held-out images of what the system measures, written and told."""
+    held_out = _real(experiment, "test")
+    measured = jax.jit(experiment.system.evaluate)
+    key, size, parts = jax.random.key(experiment.config.evaluate.seed), 500, []
+    for start in range(0, len(held_out), size):
+        batch = {
+            "image": held_out.images[start : start + size],
+            "label": held_out.labels[start : start + size],
+        }
+        parts.append(jax.device_get(measured(state, batch, jax.random.fold_in(key, start))))
+    scores = {name: float(np.concatenate([p[name] for p in parts]).mean()) for name in parts[0]}
+    report = {"step": int(state.step), "held_out": len(held_out), "scores": scores}
+    if jax.process_index() == 0:
+        (workdir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        print(f"of {len(held_out)} images held out, step {report['step']}:")
+        print("\n".join(f"{name:32}{value:10.4g}" for name, value in scores.items()))
         print(f"as numbers: {workdir / REPORT_FILE}")
     return report
 

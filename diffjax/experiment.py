@@ -21,7 +21,7 @@ from diffjax.data.base import check_labels
 from diffjax.options import about, choose
 from diffjax.schedules import Schedule
 from diffjax.solvers import Recipe
-from diffjax.systems import System
+from diffjax.systems import NoisyClassifier, System
 
 __all__ = [
     "SYSTEMS",
@@ -45,7 +45,9 @@ class Experiment(NamedTuple):
         schedule: The forward process.
         recipe: Solver and grid of sampling.
         shape: Shape of an image, ``(height, width, channels)``.
-        num_classes: Number of classes the system knows, 0 when it is unconditional.
+        num_classes: Number of classes that can be asked for, 0 when the system is unconditional and
+            no classifier guides it.
+        classifier: What guides sampling, where ``config.sample.classifier`` names a run; or None.
     """
 
     config: ml_collections.ConfigDict
@@ -55,15 +57,23 @@ class Experiment(NamedTuple):
     recipe: Recipe
     shape: tuple[int, int, int]
     num_classes: int
+    classifier: NoisyClassifier | None = None
 
 
-def build(config: ml_collections.ConfigDict, *, open_data: bool = True) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict,
+    *,
+    open_data: bool = True,
+    classifier: NoisyClassifier | None = None,
+) -> Experiment:
     """Makes the experiment of a config. Only shapes are computed; nothing is written.
 
     Args:
         config: As described by ``configuration.FIELDS``; it is not changed.
         open_data: Whether to open the data. Drawing from a stored run needs none: its config has
             the shape and the number of classes.
+        classifier: The one of the run that ``config.sample.classifier`` names, from
+            ``sampling.load_classifier``.
 
     Returns:
         The experiment.
@@ -84,6 +94,8 @@ def build(config: ml_collections.ConfigDict, *, open_data: bool = True) -> Exper
             "set it to False"
         )
     schedule = components.schedule(config)
+    num_classes = config.data.num_classes if config.data.conditional else 0
+    _check_classifier(config, classifier, num_classes)
     experiment = Experiment(
         config=config,
         system=None,
@@ -91,9 +103,34 @@ def build(config: ml_collections.ConfigDict, *, open_data: bool = True) -> Exper
         schedule=schedule,
         recipe=components.recipe(config, schedule),
         shape=tuple(config.data.shape),
-        num_classes=config.data.num_classes if config.data.conditional else 0,
+        num_classes=num_classes or (classifier.num_classes if classifier else 0),
+        classifier=classifier,
     )
     return experiment._replace(system=make(experiment))
+
+
+def _check_classifier(
+    config: ml_collections.ConfigDict, classifier: NoisyClassifier | None, num_classes: int
+) -> None:
+    """Raises ValueError where a classifier is missing or does not fit."""
+    named = config.sample.classifier
+    if not named and classifier is None:
+        return
+    if classifier is None:
+        raise ValueError(
+            f"config.sample.classifier={named!r} was not loaded: give build the result of "
+            "sampling.load_classifier"
+        )
+    if classifier.shape != tuple(config.data.shape):
+        raise ValueError(
+            f"config.sample.classifier={named!r} was trained on images {classifier.shape}, but "
+            f"these are {tuple(config.data.shape)}"
+        )
+    if num_classes and classifier.num_classes != num_classes:
+        raise ValueError(
+            f"config.sample.classifier={named!r} knows {classifier.num_classes} classes, but the "
+            f"system {num_classes}"
+        )
 
 
 def _open(config: ml_collections.ConfigDict) -> Source:
@@ -115,19 +152,18 @@ def _open(config: ml_collections.ConfigDict) -> Source:
 
 def _diffusion(experiment: Experiment) -> System:
     """A denoising network, or the training set itself in its place."""
-    config, schedule, num_classes = experiment.config, experiment.schedule, experiment.num_classes
-    draw = components.draw(config, schedule, experiment.recipe, experiment.shape, num_classes)
+    config, schedule = experiment.config, experiment.schedule
+    num_classes = config.data.num_classes if config.data.conditional else 0
+    draw = components.draw(
+        config, schedule, experiment.recipe, experiment.shape, num_classes, experiment.classifier
+    )
     if config.network == EMPIRICAL:
         examples = data.in_memory(experiment.source)
         labels = np.zeros(len(examples), int) if examples.labels is None else examples.labels
         return systems.empirical(
             data.to_float(examples.images), labels, schedule, draw, num_classes
         )
-    if config.sample.ema and config.sample.ema not in map(str, config.optimizer.ema_rates):
-        raise ValueError(
-            f"config.sample.ema={config.sample.ema!r} is not kept: config.optimizer.ema_rates is "
-            f"{config.optimizer.ema_rates}; use one of those, or '' for the raw parameters"
-        )
+    _check_average(config)
     system = systems.diffusion(
         components.network(config, num_classes),
         schedule,
@@ -144,6 +180,43 @@ def _diffusion(experiment: Experiment) -> System:
         microbatches=config.train.microbatches,
         axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
     )
+    return _traced(system, experiment)
+
+
+def _noisy_classifier(experiment: Experiment) -> System:
+    """What guides the sampling of another run."""
+    config = experiment.config
+    if not config.data.conditional:
+        raise ValueError(
+            "config.data.conditional is False, but a classifier learns labels: set it to True"
+        )
+    _check_average(config)
+    system = systems.noisy_classifier(
+        components.classifier_network(config, experiment.num_classes),
+        experiment.schedule,
+        components.parametrization(config),
+        times=components.times(config, experiment.schedule),
+        optimizer=optimizer(config),
+        ema_rates=config.optimizer.ema_rates,
+        ema_warmup=config.optimizer.ema_warmup,
+        sample_ema=config.sample.ema,
+        microbatches=config.train.microbatches,
+        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+    )
+    return _traced(system, experiment)
+
+
+def _check_average(config: ml_collections.ConfigDict) -> None:
+    if config.sample.ema and config.sample.ema not in map(str, config.optimizer.ema_rates):
+        raise ValueError(
+            f"config.sample.ema={config.sample.ema!r} is not kept: config.optimizer.ema_rates is "
+            f"{config.optimizer.ema_rates}; use one of those, or '' for the raw parameters"
+        )
+
+
+def _traced(system: System, experiment: Experiment) -> System:
+    """The system, whose network was seen to accept its settings."""
+    config = experiment.config
     with about("model"):
         try:
             jax.eval_shape(system.init, jax.random.key(0), abstract_batch(experiment, 1))
@@ -156,7 +229,10 @@ def _diffusion(experiment: Experiment) -> System:
 
 
 # Makers of systems, by name, from the experiment without one.
-SYSTEMS: dict[str, Callable[[Experiment], System]] = {"diffusion": _diffusion}
+SYSTEMS: dict[str, Callable[[Experiment], System]] = {
+    "diffusion": _diffusion,
+    "noisy_classifier": _noisy_classifier,
+}
 
 
 def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,14 +16,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from diffjax import parallel
+from diffjax import checkpoint, components, parallel
 from diffjax.data import images
-from diffjax.experiment import Experiment, sample_labels
-from diffjax.state import TrainState
-from diffjax.systems import Request
+from diffjax.experiment import Experiment, abstract_batch, build, sample_labels
+from diffjax.state import TrainState, select_parameters
+from diffjax.systems import NoisyClassifier, Request, judge
 from diffjax.typing import Key
+from diffjax.workdir import load_config
 
-__all__ = ["Drawn", "compile_draw", "draw", "sample", "save"]
+__all__ = ["Drawn", "compile_draw", "draw", "load_classifier", "sample", "save"]
 
 Draw = Callable[[TrainState, Key, np.ndarray, np.ndarray | None], np.ndarray]
 
@@ -56,6 +57,11 @@ def compile_draw(
         ``draw(state, key, index, labels) -> uint8 images`` on the host, for a number of rows that
         the mesh divides; and a function that tells the network evaluations per sample once drawn.
     """
+    if experiment.system.sample is None:
+        raise ValueError(
+            f"system {experiment.config.system!r} draws no images: --mode evaluate scores it, and "
+            "--config.sample.classifier=WORKDIR lets it guide another run"
+        )
     nfe = []
 
     def body(state, key, index, labels):
@@ -124,6 +130,36 @@ def _check_labels(labels: np.ndarray | None, number: int, classes: int) -> None:
     fit = given.shape == (number,) and np.issubdtype(given.dtype, np.integer)
     if not fit or given.min() < 0 or given.max() >= classes:
         raise ValueError(f"this system needs labels: {number} integers in 0..{classes - 1}")
+
+
+def load_classifier(workdir: str | os.PathLike) -> NoisyClassifier:
+    """The classifier that was trained in a workdir, for ``experiment.build``.
+
+    Raises:
+        ValueError: The workdir holds no run, one of another system, or no checkpoint.
+    """
+    config = load_config(workdir)
+    if config.system != "noisy_classifier":
+        raise ValueError(
+            f"config.sample.classifier: {workdir} holds a run of system {config.system!r}, not a "
+            "noisy_classifier"
+        )
+    experiment = build(config, open_data=False)
+    shapes = jax.eval_shape(
+        experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1)
+    )
+    state = checkpoint.restore_for_sampling(workdir, shapes)
+    return NoisyClassifier(
+        judge(
+            components.classifier_network(config, experiment.num_classes),
+            select_parameters(state, config.sample.ema),
+            experiment.schedule,
+            components.parametrization(config),
+        ),
+        experiment.schedule,
+        experiment.shape,
+        experiment.num_classes,
+    )
 
 
 def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:

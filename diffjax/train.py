@@ -111,7 +111,8 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
         say(_opening(experiment, state, mesh, start))
 
         stream = (parallel.place_batch(batch, mesh, mode) for batch in _batches(experiment, start))
-        draw = preview(experiment, preview_key, mesh)
+        draws = settings.sample_every and experiment.system.sample is not None
+        draw = preview(experiment, preview_key, mesh) if draws else None
         pending: collections.deque[tuple[int, Metrics]] = collections.deque()
 
         def settle(limit: int) -> None:
@@ -133,7 +134,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:
             pending.append((step, metrics))
             settle(IN_FLIGHT)
             last, stop = step == settings.steps, stopped(step)
-            picture = settings.sample_every and (last or step % settings.sample_every == 0)
+            picture = draws and (last or step % settings.sample_every == 0)
             save = last or stop or step % settings.checkpoint_every == 0
             if picture or save:
                 settle(0)

@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from diffjax import configuration
-from diffjax.configuration import FIELDS, INFERRED, flatten, load, override, validate
+from diffjax.configuration import DEFAULTS, FIELDS, INFERRED, flatten, load, override, validate
 
 DIGITS = pathlib.Path(__file__).parent / "data/digits.py"
 
@@ -70,7 +70,7 @@ def test_every_field_is_in_the_example_or_inferred(config):
         assert field in INFERRED or any(f == field or f.startswith(f"{field}.") for f in flat)
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS if field not in INFERRED])
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - {*INFERRED, *DEFAULTS}))
 def test_no_field_may_be_missing(field, config):
     section, _, name = field.rpartition(".")
     with config.unlocked():

@@ -211,6 +211,7 @@ def test_other_settings_never_share_a_name(experiment, state, twenty):
         guidance=1.2,
         guidance_interval=(0.5, 2.0),
         threshold="static",
+        classifier="runs/judge",
         ema="0.99",
     )
     config = experiment.config.sample

@@ -3,15 +3,19 @@
 from diffjax.systems.base import Batch, Metrics, Request, Samples, System, gradient_update
 from diffjax.systems.diffusion import diffusion, sampler
 from diffjax.systems.empirical import empirical
+from diffjax.systems.noisy_classifier import NoisyClassifier, judge, noisy_classifier
 
 __all__ = [
     "Batch",
     "Metrics",
+    "NoisyClassifier",
     "Request",
     "Samples",
     "System",
     "diffusion",
     "empirical",
     "gradient_update",
+    "judge",
+    "noisy_classifier",
     "sampler",
 ]

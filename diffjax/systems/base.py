@@ -57,14 +57,16 @@ class System(NamedTuple):
         update: ``(state, batch, key) -> (state, metrics)``: one optimisation step, jitted and
             sharded by the training loop. ``metrics['loss']`` is what the loop guards.
         sample: ``(state, key, request) -> Samples``; sample ``i`` depends on ``(key, index[i])``.
-        evaluate: What only this system measures, or None.
+            None for a system that draws no images.
+        evaluate: What only this system measures of images held out, or None: ``(state, batch, key)
+            -> metrics``, a value a row, of which the means are reported.
         conditional: Whether it uses labels.
     """
 
     init: Callable[[Key, Batch], TrainState]
     update: Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
-    sample: Callable[[TrainState, Key, Request], Samples]
-    evaluate: Callable | None = None
+    sample: Callable[[TrainState, Key, Request], Samples] | None
+    evaluate: Callable[[TrainState, Batch, Key], Metrics] | None = None
     conditional: bool = False
 
 

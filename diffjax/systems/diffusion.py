@@ -22,6 +22,7 @@ from diffjax.schedules import Schedule, prior
 from diffjax.solvers import Recipe
 from diffjax.state import TrainState
 from diffjax.systems.base import Batch, Request, Samples, System, gradient_update
+from diffjax.systems.noisy_classifier import NoisyClassifier
 from diffjax.typing import Array, Key
 
 __all__ = ["Draw", "LabelledPredict", "Objective", "diffusion", "drop_labels", "sampler"]
@@ -128,8 +129,14 @@ def sampler(
     num_classes: int = 0,
     scale: Callable[[Array, Array], Array] = lambda guidance, t: guidance,
     limit: Callable[[Predict], Predict] = lambda predict: predict,
+    classifier: NoisyClassifier | None = None,
+    guided_chain: Callable[[Callable[[Array, Array], Array]], Recipe] | None = None,
 ) -> Draw:
     """How samples of a shape are drawn from a labelled prediction.
+
+    The guidance scale ``s`` asked for means the same with and without a classifier: away from
+    ``p(x)``, to ``p(x) p(y|x)^s``. So a classifier's gradient has weight ``s`` on an unconditional
+    prediction, and ``s - 1`` on one that is conditional already.
 
     Args:
         schedule: The forward process.
@@ -137,34 +144,54 @@ def sampler(
         shape: Shape of one sample, ``(H, W, C)``.
         num_classes: The null label of guidance.
         scale: ``(guidance, t) -> scale``: how the scale asked for depends on time.
-        limit: ``predict -> predict``, applied last: thresholding.
+        limit: ``predict -> predict``: thresholding. Applied last, but before a classifier's shift,
+            as published.
+        classifier: What guides instead of the network's own unconditional prediction.
+        guided_chain: The recipe of a chain that takes the classifier's gradient itself (see
+            :func:`diffjax.solvers.ancestral`); other solvers see a guided prediction.
 
     Returns:
-        ``draw(predict, key, request)``. A guidance scale that is the number 1, not an array, draws
-        plainly at one network evaluation a call; any other is guided, at two. Start and noise of
-        sample ``i`` come from ``fold_in(key, index[i])``: the picture depends on nothing else.
-        Raises ValueError when guidance is asked for without labels.
+        ``draw(predict, key, request)``. Without labels for the network, or with a guidance scale
+        that is the number 1 and no array, it draws at one network evaluation a call, and so with a
+        classifier; guided by its own unconditional prediction, at two. Start and noise of sample
+        ``i`` come from ``fold_in(key, index[i])``: the picture depends on nothing else. Raises
+        ValueError when guidance is asked for without labels.
     """
 
-    def draw(predict: LabelledPredict, key: Key, request: Request) -> Samples:
-        plain = isinstance(request.guidance, int | float) and request.guidance == 1
-        if not plain:
-            if request.labels is None:
-                raise ValueError(
-                    "guidance needs labels: draw from an unconditional system with guidance 1"
-                )
-            bound = guidance.classifier_free(
+    def guided(predict: LabelledPredict, request: Request) -> tuple[Predict, Recipe]:
+        own_labels = request.labels if num_classes else None
+
+        def plain(x, t):
+            return predict(x, t, own_labels)
+
+        unchanged = 1 if classifier is None or num_classes else 0
+        if isinstance(request.guidance, int | float) and request.guidance == unchanged:
+            return limit(plain), recipe
+        if request.labels is None:
+            raise ValueError(
+                "guidance needs labels: draw from an unconditional system with guidance 1"
+            )
+        if classifier is None:
+            free = guidance.classifier_free(
                 predict, request.labels, num_classes, lambda t: scale(request.guidance, t)
             )
-        else:
+            return limit(free), recipe
 
-            def bound(x, t):
-                return predict(x, t, request.labels)
+        def weighted(x, t):
+            found = classifier.log_probability(schedule, x, t, request.labels)
+            return (scale(request.guidance, t) - unchanged) * found
 
+        if guided_chain is not None:
+            gradient = jax.grad(lambda x, t: weighted(x, t).sum())
+            return limit(plain), guided_chain(gradient)
+        return guidance.classifier(limit(plain), schedule, weighted), recipe
+
+    def draw(predict: LabelledPredict, key: Key, request: Request) -> Samples:
         keys = per_sample(key, request.index)
         start, noise = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         x = prior(schedule, recipe.ts[0], (request.index.shape[0], *shape), start)
-        solution = solvers.run(recipe, limit(bound), x, noise)
+        bound, chosen = guided(predict, request)
+        solution = solvers.run(chosen, bound, x, noise)
         return Samples(solution.x, request.labels, solution.nfe)
 
     return draw
