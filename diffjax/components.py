@@ -54,7 +54,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "unet": models.UNet,
 }
 # Those that tell classes of noisy images apart, instead of predicting the noise.
-CLASSIFIERS: dict[str, type[nn.Module]] = {}
+CLASSIFIERS: dict[str, type[nn.Module]] = {"adm_classifier": models.ADMClassifier}
 EMPIRICAL = "empirical"  # the training set itself, where a network would be named
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

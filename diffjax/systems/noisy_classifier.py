@@ -94,6 +94,7 @@ def noisy_classifier(
         microbatches: Parts a batch is worked off in.
         axis: Name of the mapped axis under ``pmap``.
     """
+    scored = _scored_times(schedule)
 
     def init(key: Key, batch: Batch) -> TrainState:
         params_key, state_key = jax.random.split(key)
@@ -120,10 +121,9 @@ def noisy_classifier(
             per_sample(key, jnp.arange(len(x0)))
         )
         right = {}
-        for t in _scored_times(schedule):
+        for level, t in scored.items():
             found = classify(perturb(schedule, x0, t, noise), t).argmax(-1)
-            level = float(schedule.sigma(t) / schedule.alpha(t))
-            right[f"accuracy at noise {level:.2g}"] = found == batch["label"]
+            right[f"accuracy at {level}"] = found == batch["label"]
         return right
 
     return System(
@@ -155,7 +155,10 @@ def _logits(network, params, schedule, parametrization, x, t, *, train=False, rn
     return network.apply({"params": params}, scaled, label, train=train, rngs=rngs)
 
 
-def _scored_times(schedule: Schedule) -> np.ndarray:
-    """Times from little noise to much, evenly spaced in half log SNR."""
+def _scored_times(schedule: Schedule) -> dict[str, float]:
+    """Times by name, from little noise to much, evenly spaced in the logarithm of the noise."""
     ends = (float(half_log_snr(schedule, t)) for t in (schedule.t_min, schedule.t_max))
-    return np.asarray(schedule.time(np.linspace(*ends, LEVELS).astype(np.float32)))
+    return {
+        f"level {place}, noise {np.exp(-lam):.2g}": float(schedule.time(jnp.asarray(lam)))
+        for place, lam in enumerate(np.linspace(*ends, LEVELS), start=1)
+    }

@@ -88,7 +88,7 @@ def test_scores_fall_with_the_noise(trained):
     scores = system.evaluate(state, batch(), jax.random.key(3))
     means = [float(value.mean()) for value in scores.values()]
     assert len(means) == 8 and means[0] > 0.99 and 0.4 < means[-1] < 0.65
-    assert next(iter(scores)).startswith("accuracy at noise 0.01")
+    assert next(iter(scores)).startswith("accuracy at level 1, noise 0.01")
     assert all(value.shape == (256,) for value in scores.values())
     assert system.sample is None
 
