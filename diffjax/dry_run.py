@@ -23,11 +23,12 @@ def report(experiment: Experiment) -> str:
     config, classes = experiment.config, experiment.num_classes
     shape = "x".join(map(str, experiment.shape))
     steps = experiment.recipe.ts.shape[0] - 1
-    lines = {
-        "images": f"{shape}, {f'{classes} classes' if classes else 'unconditional'}",
-        "a sample": f"{network_evaluations(experiment)} network evaluations, in {steps} steps of "
-        f"{config.sample.solver}{' and one to the data' if experiment.recipe.denoise else ''}",
-    }
+    lines = {"images": f"{shape}, {f'{classes} classes' if classes else 'unconditional'}"}
+    if experiment.system.sample is not None:
+        lines["a sample"] = (
+            f"{network_evaluations(experiment)} network evaluations, in {steps} steps of "
+            f"{config.sample.solver}{' and one to the data' if experiment.recipe.denoise else ''}"
+        )
     if jax.tree.leaves(state_shapes(experiment).params):
         lines |= _training(experiment)
     resolved = json.dumps(config.to_dict(), indent=2, sort_keys=True)

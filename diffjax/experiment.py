@@ -180,7 +180,8 @@ def _diffusion(experiment: Experiment) -> System:
         microbatches=config.train.microbatches,
         axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
     )
-    return _traced(system, experiment)
+    _check_network(experiment, system)
+    return system
 
 
 def _noisy_classifier(experiment: Experiment) -> System:
@@ -203,7 +204,8 @@ def _noisy_classifier(experiment: Experiment) -> System:
         microbatches=config.train.microbatches,
         axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
     )
-    return _traced(system, experiment)
+    _check_network(experiment, system)
+    return system
 
 
 def _check_average(config: ml_collections.ConfigDict) -> None:
@@ -214,18 +216,17 @@ def _check_average(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _traced(system: System, experiment: Experiment) -> System:
-    """The system, whose network was seen to accept its settings."""
+def _check_network(experiment: Experiment, system: System) -> None:
+    """Traces the network's initialisation: every network fails in a way of its own."""
     config = experiment.config
     with about("model"):
         try:
             jax.eval_shape(system.init, jax.random.key(0), abstract_batch(experiment, 1))
         except (TypeError, ArithmeticError, LookupError) as error:
-            # A depth of -1, no heads, a width of 'wide': every network fails in its own way.
+            # A depth of -1, no heads, a width of 'wide'.
             raise ValueError(
                 f"network {config.network!r} cannot be made with {config.model.to_dict()}: {error}"
             ) from error
-    return system
 
 
 # Makers of systems, by name, from the experiment without one.

@@ -57,16 +57,16 @@ class System(NamedTuple):
         update: ``(state, batch, key) -> (state, metrics)``: one optimisation step, jitted and
             sharded by the training loop. ``metrics['loss']`` is what the loop guards.
         sample: ``(state, key, request) -> Samples``; sample ``i`` depends on ``(key, index[i])``.
-            None for a system that draws no images.
-        evaluate: What only this system measures of images held out, or None: ``(state, batch, key)
-            -> metrics``, a value a row, of which the means are reported.
+            None for a system that draws none, such as a judge of images.
+        evaluate: What only this system measures, or None: ``(state, batch, key) -> report`` on all
+            images held out, numbers or lists of numbers by name.
         conditional: Whether it uses labels.
     """
 
     init: Callable[[Key, Batch], TrainState]
     update: Callable[[TrainState, Batch, Key], tuple[TrainState, Metrics]]
     sample: Callable[[TrainState, Key, Request], Samples] | None
-    evaluate: Callable[[TrainState, Batch, Key], Metrics] | None = None
+    evaluate: Callable[[TrainState, Batch, Key], dict] | None = None
     conditional: bool = False
 
 

@@ -21,7 +21,7 @@ from diffjax.prediction import Parametrization
 from diffjax.random import per_sample
 from diffjax.schedules import Schedule, expand, half_log_snr, perturb
 from diffjax.state import TrainState
-from diffjax.systems.base import Batch, Metrics, System, gradient_update
+from diffjax.systems.base import Batch, System, gradient_update
 from diffjax.typing import Array, Key
 
 __all__ = ["NoisyClassifier", "judge", "noisy_classifier"]
@@ -94,7 +94,6 @@ def noisy_classifier(
         microbatches: Parts a batch is worked off in.
         axis: Name of the mapped axis under ``pmap``.
     """
-    scored = _scored_times(schedule)
 
     def init(key: Key, batch: Batch) -> TrainState:
         params_key, state_key = jax.random.split(key)
@@ -113,18 +112,26 @@ def noisy_classifier(
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return entropy.mean(), {"accuracy": (logits.argmax(-1) == labels).mean()}
 
-    def evaluate(state: TrainState, batch: Batch, key: Key) -> Metrics:
+    def evaluate(state: TrainState, batch: Batch, key: Key) -> dict[str, list[float]]:
+        """Accuracy at some noise levels ``sigma / alpha``, evenly spaced in their logarithm."""
         params = states.select_parameters(state, sample_ema)
         classify = judge(network, params, schedule, parametrization)
         x0 = to_float(batch["image"])
-        noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(
-            per_sample(key, jnp.arange(len(x0)))
-        )
-        right = {}
-        for level, t in scored.items():
+        ends = (float(half_log_snr(schedule, t)) for t in (schedule.t_min, schedule.t_max))
+        lams = np.linspace(*ends, LEVELS)
+
+        @jax.jit
+        def accuracy(lam: Array, key: Key) -> Array:
+            t = schedule.time(lam)
+            noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(
+                per_sample(key, jnp.arange(len(x0)))
+            )
             found = classify(perturb(schedule, x0, t, noise), t).argmax(-1)
-            right[f"accuracy at {level}"] = found == batch["label"]
-        return right
+            return (found == batch["label"]).mean()
+
+        keys = jax.random.split(key, LEVELS)
+        right = [float(accuracy(jnp.asarray(lam), k)) for lam, k in zip(lams, keys, strict=True)]
+        return {"noise": [float(noise) for noise in np.exp(-lams)], "accuracy": right}
 
     return System(
         init=init,
@@ -153,12 +160,3 @@ def _logits(network, params, schedule, parametrization, x, t, *, train=False, rn
     label = jnp.broadcast_to(parametrization.label(schedule, t), x.shape[:1])
     scaled = expand(parametrization.scale(schedule, t), x) * x
     return network.apply({"params": params}, scaled, label, train=train, rngs=rngs)
-
-
-def _scored_times(schedule: Schedule) -> dict[str, float]:
-    """Times by name, from little noise to much, evenly spaced in the logarithm of the noise."""
-    ends = (float(half_log_snr(schedule, t)) for t in (schedule.t_min, schedule.t_max))
-    return {
-        f"level {place}, noise {np.exp(-lam):.2g}": float(schedule.time(jnp.asarray(lam)))
-        for place, lam in enumerate(np.linspace(*ends, LEVELS), start=1)
-    }
