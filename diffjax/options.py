@@ -68,15 +68,16 @@ def keywords(
     }
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return dict(options)
+    called = getattr(function, "func", function).__name__  # a partial's own is that of a function
     for name, value in options.items():
         if name not in parameters:
-            raise unknown(f"config.{field}: {function.__name__} has no option", name, parameters)
+            raise unknown(f"config.{field}: {called} has no option", name, parameters)
         kinds, meaning = _kinds(parameters[name])
         if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
             raise ValueError(f"config.{field}.{name} must be {meaning}; got {value!r}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
-            raise ValueError(f"config.{field} needs {name}: {function.__name__} has no default")
+            raise ValueError(f"config.{field} needs {name}: {called} has no default")
     return dict(options)
 
 

@@ -187,7 +187,7 @@ def _moments(
         jnp.asarray(v, reach.dtype).reshape((-1,) + (1,) * reach.ndim)
         for v in ((points + 1) / 2, mass / 2)
     )
-    density = mass * jnp.exp(-points * reach) / exponential.phi(1, -reach)
+    density = mass * jnp.exp(-points * reach) / exponential.phis(1, -reach)[0]
     places = (variable(steps.lam[:-1] + points * reach) - values[:-1]) / (values[1:] - values[:-1])
     powers = [(density * places**n).sum(0) for n in range(1, count)]
     return values, [jnp.ones_like(reach), *powers]

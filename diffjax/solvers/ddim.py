@@ -11,18 +11,20 @@ from diffjax.typing import Array
 __all__ = ["ddim"]
 
 
-def ddim(schedule: Schedule, eta: Array = 0.0) -> Solver:
+def ddim(schedule: Schedule, eta: Array = 0.0, inflation: Array = 1.0) -> Solver:
     r"""DDIM; first-order DPM-Solver at ``eta = 0``, ancestral sampling at ``eta = 1``.
 
     .. math:: x_s = \alpha_s x_0 + \sqrt{\sigma_s^2 - \tau^2}\,\epsilon + \tau z, \quad
               \tau^2 = \eta^2 \sigma_s^2 (1 - e^{-2h}), \quad h = \lambda_s - \lambda_t
 
-    Order 1; exact on a point mass. For EDM's schedule it is the Euler method in the noise level.
+    Order 1; exact on a point mass. In the noise level ``sigma / alpha`` it is the Euler method, and
+    with ``eta`` k-diffusion's Euler ancestral.
     Song, Meng & Ermon 2021, eq. (12), (16); one network call a step.
 
     Args:
         schedule: The forward process.
         eta: Share of the ancestral noise put back in, 0 to 1. Static zero needs no key.
+        inflation: Standard deviation of that noise (k-diffusion's ``s_noise``).
     """
     deterministic = isinstance(eta, int | float) and eta == 0
 
@@ -37,7 +39,7 @@ def ddim(schedule: Schedule, eta: Array = 0.0) -> Solver:
         return (
             over.alpha_next * prediction.x0
             + direction * prediction.eps
-            + jnp.sqrt(variance) * noise
+            + jnp.sqrt(variance) * inflation * noise
         )
 
     return one_step(step)

@@ -34,7 +34,7 @@ __all__ = [
     "Steps",
     "expansion",
     "moments",
-    "phi",
+    "phis",
     "plan_steps",
     "weights",
 ]
@@ -107,25 +107,24 @@ def plan_steps(schedule: Schedule, ts: Array) -> Steps:
     return Steps(Transition(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]), lam)
 
 
-def phi(order: int, z: Array) -> Array:
-    r"""``phi_k(z) = \sum_n z^n / (n + k)!``: ``phi_0 = exp``, ``phi_1 = expm1(z) / z``, ...
+def phis(count: int, z: Array) -> list[Array]:
+    r"""``phi_k(z) = \sum_n z^n / (n + k)!`` for ``k = 1 .. count``: ``phi_1 = expm1(z) / z``, ...
 
-    By its series near zero, where ``phi_k = (phi_{k-1} - 1/(k-1)!) / z`` cancels. The relative
-    error is some units of rounding times ``k``.
+    Downwards from the series of the last near zero, where ``phi_k = (phi_{k-1} - 1/(k-1)!) / z``
+    cancels; upwards elsewhere. The relative error is some units of rounding times ``k``.
     """
-    if order == 0:
-        return jnp.exp(z)
     # Terms enough for the last to be below rounding in float64 at the edge, |z| = 1.
     near = jnp.abs(z) < 1
     small = jnp.where(near, z, 0.0)
     series = jnp.zeros_like(small)
     for n in reversed(range(19)):
-        series = series * small + 1 / math.factorial(n + order)
+        series = series * small + 1 / math.factorial(n + count)
     large = jnp.where(near, 1.0, z)
-    value = jnp.expm1(large) / large
-    for k in range(1, order):
-        value = (value - 1 / math.factorial(k)) / large
-    return jnp.where(near, series, value)
+    down, up = [series], [jnp.expm1(large) / large]
+    for k in range(1, count):
+        up.append((up[-1] - 1 / math.factorial(k)) / large)
+        down.append(down[-1] * small + 1 / math.factorial(count - k))
+    return [jnp.where(near, *pair) for pair in zip(reversed(down), up, strict=True)]
 
 
 def moments(count: int, h: Array, sign: int) -> list[Array]:
@@ -133,9 +132,11 @@ def moments(count: int, h: Array, sign: int) -> list[Array]:
 
     Relative to the first, because ``A q_1`` is known without rounding (:meth:`Expansion.linear`).
     """
-    first = phi(1, sign * h)
+    if count == 1:
+        return [jnp.ones_like(h)]
+    first, *rest = phis(count, sign * h)
     return [jnp.ones_like(h)] + [
-        math.factorial(n) * phi(n + 1, sign * h) / first for n in range(1, count)
+        math.factorial(n) * phi / first for n, phi in enumerate(rest, start=1)
     ]
 
 

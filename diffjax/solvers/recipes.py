@@ -5,18 +5,22 @@ costs exactly the number of network calls asked for.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from diffjax.prediction import Predict
 from diffjax.schedules import Schedule
 from diffjax.solvers import base, score_sde, timesteps
-from diffjax.solvers.ancestral import ancestral
+from diffjax.solvers.adams import deis, ipndm, lms
+from diffjax.solvers.ancestral import ancestral, ancestral_form
 from diffjax.solvers.base import Solution, Solver, Span
 from diffjax.solvers.ddim import ddim
 from diffjax.solvers.euler import euler
 from diffjax.solvers.heun import heun, heun_stochastic
 from diffjax.solvers.multistep import multistep
+from diffjax.solvers.sde_dpm_solver import sde_multistep
 from diffjax.solvers.singlestep import singlestep
+from diffjax.solvers.unipc import unipc
 from diffjax.typing import Array, Key
 
 __all__ = ["SOLVERS", "Recipe", "recipe", "run"]
@@ -53,20 +57,47 @@ def _predictor_corrector(
     )
 
 
+def _ancestral(solver: Callable[..., Solver], **preset) -> Callable[..., Solver]:
+    """The ancestral form of a solver without memory."""
+
+    def make(schedule: Schedule, *, eta: float = 1.0, inflation: float = 1.0) -> Solver:
+        return ancestral_form(schedule, solver(schedule, **preset), eta, inflation)
+
+    return make
+
+
+# Options set here are defaults: a config may set them otherwise.
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "ancestral": ancestral,
     "ddim": ddim,
-    "dpm_solver_2m": lambda schedule, **options: multistep(schedule, "eps", **options),
-    "dpm_solver_2s": lambda schedule, **options: singlestep(schedule, "eps", **options),
+    "deis": deis,
+    "dpm2": partial(singlestep, expansion="eps"),
+    "dpm2_ancestral": _ancestral(singlestep, expansion="eps"),
+    "dpm_solver_2m": partial(multistep, expansion="eps"),
+    "dpm_solver_2s": partial(singlestep, expansion="eps"),
+    "dpm_solver_3m": partial(multistep, expansion="eps", order=3),
+    "dpm_solver_3s": partial(singlestep, expansion="eps", order=3),
     "dpm_solver_pp_2m": multistep,
     "dpm_solver_pp_2s": singlestep,
+    "dpm_solver_pp_2s_ancestral": _ancestral(singlestep),
+    "dpm_solver_pp_3m": partial(multistep, order=3),
+    "dpm_solver_pp_3s": partial(singlestep, order=3),
     "euler": euler,
+    "euler_ancestral": partial(ddim, eta=1.0),
     "euler_maruyama": score_sde.euler_maruyama,
     "heun": heun,
     "heun_stochastic": heun_stochastic,
+    "ipndm": ipndm,
+    "lms": lms,
     "predictor_corrector": _predictor_corrector,
     "probability_flow": score_sde.probability_flow,
     "reverse_diffusion": score_sde.reverse_diffusion,
+    "sde_dpm_solver_1": partial(sde_multistep, expansion="eps", order=1),
+    "sde_dpm_solver_2m": partial(sde_multistep, expansion="eps"),
+    "sde_dpm_solver_pp_1": partial(sde_multistep, order=1),
+    "sde_dpm_solver_pp_2m": sde_multistep,
+    "unip": partial(unipc, corrector=False),
+    "unipc": unipc,
 }
 
 

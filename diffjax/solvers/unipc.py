@@ -86,7 +86,7 @@ def unipc(
     def moments(nodes: int, h: Array) -> list[Array]:
         exact = exponential.moments(nodes, h, expanded.sign)
         if nodes == 2 and variant == "bh1":
-            exact[1] = 0.5 / exponential.phi(1, expanded.sign * h)
+            exact[1] = 0.5 / exponential.phis(1, expanded.sign * h)[0]
         if nodes == 2 and variant == "bh2":
             exact[1] = jnp.full_like(h, 0.5)
         return exact
