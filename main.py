@@ -4,6 +4,7 @@
   python main.py --mode sample   --workdir runs/digits --config.sample.number=64
   python main.py --mode evaluate --workdir runs/digits
   python main.py --mode dry_run  --config configs/cifar10/ddpm.py
+  python main.py --mode convert  --checkpoint model.pt --family adm --workdir runs/adm
 
 Modes
   train     trains, or goes on with the run in the workdir
@@ -11,6 +12,7 @@ Modes
   evaluate  scores samples of the run in the workdir against its data
   stats     writes feature statistics of the config's data into the workdir
   dry_run   prints the config, and what an update takes: parameters, FLOPs, memory; writes nothing
+  convert   writes a workdir with the weights of a published PyTorch checkpoint, to draw from
   demo      trains, draws and scores, one after the other
 
 Every field of the config is a flag: --config.train.steps=100 --config.sample.options.eta=0.5. A
@@ -56,6 +58,9 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     flags.DEFINE_enum("mode", None, list(MODES), "What to do.", **own)
     flags.DEFINE_string("config", None, "A config file; :argument may follow.", **own)
     flags.DEFINE_string("workdir", None, "Directory of the run.", **own)
+    flags.DEFINE_string("checkpoint", None, "convert: a .pt, .safetensors or .npz.", **own)
+    flags.DEFINE_string("family", None, "convert: whose network it is.", **own)
+    flags.DEFINE_string("architecture", "", "convert: 'image_size=64 ...', if asked for.", **own)
     flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize() first.", **own)
     flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.", **own)
     flags.DEFINE_bool("help", False, "Show this.", **own)
@@ -75,6 +80,8 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
         raise ValueError(f"give --mode, one of {', '.join(MODES)} (--help says what they do)")
     if workdir is None and mode != "dry_run":
         raise ValueError(f"--mode {mode} needs --workdir, the directory of the run")
+    if mode == "convert":
+        return convert(options, overrides)
     if workdir is None and options.config is None:
         raise ValueError("give --config, for example configs/digits/default.py")
 
@@ -140,6 +147,26 @@ def evaluate(experiment, workdir: str) -> None:
     evaluation.evaluate(experiment, _restore(experiment, workdir), workdir)
 
 
+def convert(options: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """Makes a run of a published checkpoint."""
+    from diffjax.convert import FAMILIES
+
+    if options.checkpoint is None:
+        raise ValueError("--mode convert needs --checkpoint, a .pt, .safetensors or .npz file")
+    if options.family is None:
+        raise ValueError(f"--mode convert needs --family, one of {', '.join(sorted(FAMILIES))}")
+    from diffjax import conversion
+
+    conversion.run(
+        options.checkpoint,
+        options.family,
+        options.workdir,
+        architecture=options.architecture,
+        config=options.config,
+        overrides=overrides,
+    )
+
+
 def stats(experiment, workdir: str) -> None:
     """Writes feature statistics of the data."""
     from diffjax import reference
@@ -169,6 +196,7 @@ MODES = {
     "sample": sample,
     "evaluate": evaluate,
     "stats": stats,
+    "convert": convert,
     "dry_run": dry_run,
     "demo": demo,
 }

@@ -84,17 +84,19 @@ def build(
     validate(config)
     config = config.copy_and_resolve_references()
     make = choose("system", config.system, SYSTEMS)
-    recorded = "shape" in config.data and "num_classes" in config.data
+    conditional = config.data.conditional
+    # Of a converted checkpoint without classes it is not known how many its data have.
+    recorded = "shape" in config.data and ("num_classes" in config.data or not conditional)
     source = None
     if open_data or not recorded or config.network == EMPIRICAL:
         source = _open(config)
-    if config.data.conditional and not config.data.num_classes:
+    if conditional and not config.data.num_classes:
         raise ValueError(
             "config.data.conditional is True, but the data have no labels: use labelled data, or "
             "set it to False"
         )
     schedule = components.schedule(config)
-    num_classes = config.data.num_classes if config.data.conditional else 0
+    num_classes = config.data.num_classes if conditional else 0
     _check_classifier(config, classifier, num_classes)
     experiment = Experiment(
         config=config,
@@ -135,6 +137,11 @@ def _check_classifier(
 
 def _open(config: ml_collections.ConfigDict) -> Source:
     """Opens the training data, and fills in what only they know."""
+    if not config.data.source:
+        raise ValueError(
+            "config.data.source is empty: say which data to use, for example "
+            "--config.data.source=folder:PATH"
+        )
     with about("data"):
         source = data.create(config.data.source, split="train", **config.data.options)
     found = {"shape": tuple(source.shape), "num_classes": source.num_classes}

@@ -75,8 +75,8 @@ def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
 def check_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
     """Refuses a workdir that holds another experiment; a new or empty one is fine.
 
-    Fields in ``MAY_CHANGE`` may differ from those of the run in it; and so may the number of steps,
-    unless the learning rate decays over them.
+    Fields in ``MAY_CHANGE`` may differ from those of the run in it; so may the number of steps,
+    unless the learning rate decays over them, and the data of a run that names none.
 
     Raises:
         ValueError: The workdir cannot be written, or its run has another config; names what
@@ -93,6 +93,8 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
     may_change = MAY_CHANGE
     if config.optimizer.decay == "constant":
         may_change += ("train.steps",)
+    if not load_config(workdir).data.source:
+        may_change += ("data.source", "data.options")
     stored, given = (
         {field: value for field, value in flatten(each.to_dict()).items() if value != {}}
         for each in (load_config(workdir), config)

@@ -21,7 +21,16 @@ LAYERS = [
     {"analytic", "guidance", "likelihood", "losses", "solvers", "state"},
     {"systems"},
     {"components", "configuration", "experiment", "parallel", "workdir"},
-    {"checkpoint", "dry_run", "evaluation", "logging", "reference", "sampling", "train"},
+    {
+        "checkpoint",
+        "conversion",
+        "dry_run",
+        "evaluation",
+        "logging",
+        "reference",
+        "sampling",
+        "train",
+    },
     {"demo"},
 ]
 # These know nothing of diffusion: they import each other at most as said here.

@@ -20,6 +20,7 @@ from diffjax.convert.common import (
     Published,
     Source,
     check,
+    check_arguments,
     constructed,
     from_tensors,
     sources,
@@ -86,7 +87,7 @@ def infer(family: str, tensors: Mapping[str, Any], **case) -> dict[str, Any]:
     Raises:
         ValueError: If the checkpoint is another family's, or does not tell all: says what to give.
     """
-    _family(family)
+    check_arguments(_family(family), case)
     others = [name for name, anchor in ANCHORS.items() if name != family and anchor in tensors]
     if ANCHORS.get(family, next(iter(tensors), "")) not in tensors:
         what = f"of family {others[0]!r}" if others else "of none of the families known here"

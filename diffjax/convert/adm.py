@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffjax.convert.adm_cases import PUBLISHED, from_flags, is_flags
-from diffjax.convert.common import Published, at_block, constructed
+from diffjax.convert.common import Published, at_block, check_arguments, constructed
 from diffjax.models.adm import ADM, ADMClassifier, ADMSuperResolution
 
 __all__ = ["ANCHOR", "infer", "published"]
@@ -217,6 +217,7 @@ def infer(tensors: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]
     classifier = not any(name.startswith("output_blocks.") for name in tensors)
     if is_flags(case):
         case = from_flags(case, classifier)
+    check_arguments(_published, case)
     found = _of_classifier(tensors) if classifier else _of_unet(tensors, case)
     known = found | {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
     for flags in PUBLISHED:

@@ -16,6 +16,8 @@ __all__ = [
     "Published",
     "Source",
     "at_block",
+    "check",
+    "check_arguments",
     "constructed",
     "from_tensors",
     "sources",
@@ -180,13 +182,25 @@ def at_block(name: str) -> int:
     return int(re.search(r"\d+", name)[0])
 
 
-def constructed(function: Callable[..., Any], case: Mapping[str, Any]) -> Any:
+def check_arguments(constructor: Callable[..., Any], case: Mapping[str, Any]) -> None:
+    """Raises a ValueError if a constructor has no argument of a name in ``case``."""
+    parameters = inspect.signature(constructor).parameters
+    unknown = sorted(case.keys() - parameters.keys())
+    if unknown and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        raise ValueError(
+            f"the official constructor has no argument {unknown[0]!r}; it has "
+            f"{', '.join(parameters)}"
+        )
+
+
+def constructed(constructor: Callable[..., Any], case: Mapping[str, Any]) -> Any:
     """Calls a constructor; what does not fit its signature is a ValueError."""
+    check_arguments(constructor, case)
     try:
-        inspect.signature(function).bind(**case)
+        inspect.signature(constructor).bind(**case)
     except TypeError as error:
-        raise ValueError(f"{error} (arguments of the official constructor)") from None
-    return function(**case)
+        raise ValueError(f"the official constructor: {error}") from None
+    return constructor(**case)
 
 
 def _outputs_first(name: str, kind: str, dimensions: int) -> bool:

@@ -1,9 +1,12 @@
 """The diffusion transformer of "Scalable Diffusion Models with Transformers" (Peebles & Xie, 2022).
 
-This is the adaLN-Zero form, the best of the paper's four and the only one released.
+The adaLN-Zero form is the best of the paper's four and the only one released; the others are its
+ablation.
 """
 
+import functools
 import re
+from typing import Literal
 
 import einops
 import flax.linen as nn
@@ -89,13 +92,17 @@ def unpatchify(tokens: Array, patch_size: int, height: int) -> Array:
     )
 
 
+Conditioning = Literal["adaln_zero", "adaln", "cross_attention", "in_context"]
+
+
 class DiT(nn.Module):
     """Predicts the noise (or whatever it is trained on) in an image or a latent.
 
     A vision transformer on patches. The embeddings of time and label add up to one vector, from
     which each block computes the shift and scale of its normalisations and the gates of its
     residual branches; as those start at zero, every block starts as the identity and the output
-    as exactly zero.
+    as exactly zero. In the other forms there are no gates, or the two embeddings are two tokens,
+    among those of the image or beside them.
 
     Attributes:
         patch_size: Side of a patch; divides the image's height and width.
@@ -106,6 +113,8 @@ class DiT(nn.Module):
             the null label.
         learned_variance: Whether to double the output channels; the second half is for the
             variance of the reverse process.
+        conditioning: How time and label enter: ``'adaln_zero'``, ``'adaln'``,
+            ``'cross_attention'`` or ``'in_context'``.
         remat: Whether to recompute the inside of each block in the backward pass; saves memory.
         dtype: Type of the computation; parameters, normalisation and softmax are in float32.
     """
@@ -116,6 +125,7 @@ class DiT(nn.Module):
     num_heads: int = 6
     num_classes: int = 0
     learned_variance: bool = False
+    conditioning: Conditioning = "adaln_zero"
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -150,19 +160,27 @@ class DiT(nn.Module):
         grid = height // self.patch_size, width // self.patch_size
         tokens += jnp.asarray(grid_positions(*grid, self.width), self.dtype)
 
+        in_context = self.conditioning == "in_context"
+        if in_context:
+            tokens = jnp.concatenate([conditioning.astype(self.dtype), tokens], axis=1)
         # One traced block for all layers: compile time does not grow with depth.
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = BLOCKS[self.conditioning]
         layers = nn.scan(
-            block,
+            nn.remat(block, prevent_cse=False) if self.remat else block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.depth,
         )
         tokens, _ = layers(self.num_heads, self.dtype, name="blocks")(tokens, conditioning)
+        if in_context:
+            tokens = tokens[:, 2:]
 
-        shift, scale = modulation(conditioning, 2, self.width, self.dtype)
-        tokens = modulate(layer_norm(self.dtype)(tokens), shift, scale)
+        if self.conditioning.startswith("adaln"):
+            shift, scale = modulation(conditioning, 2, self.width, self.dtype)
+            tokens = modulate(layer_norm(self.dtype)(tokens), shift, scale)
+        else:
+            tokens = layer_norm(self.dtype, "norm_out")(tokens)
         channels *= 2 if self.learned_variance else 1
         tokens = nn.Dense(
             self.patch_size**2 * channels,
@@ -173,7 +191,11 @@ class DiT(nn.Module):
         return unpatchify(tokens.astype(jnp.float32), self.patch_size, height)
 
     def _conditioning(self, time: Array, labels: Array | None, batch: int) -> Array:
-        """Embeds time and label into one vector of length ``width``, for every block."""
+        """Embeds time and label, for every block.
+
+        Returns:
+            Their sum ``(batch or 1, width)``; or both as tokens ``(batch, 2, width)``.
+        """
 
         def dense(name):
             kernel_init = nn.initializers.normal(0.02)
@@ -184,10 +206,18 @@ class DiT(nn.Module):
         embed = LabelEmbedding(
             self.num_classes, self.width, stddev=0.02, dtype=self.dtype, name="label"
         )
-        return h + embed(labels, batch)
+        label = embed(labels, batch)
+        if self.conditioning.startswith("adaln"):
+            return h + label
+        shape = (batch, self.width)
+        return jnp.stack([jnp.broadcast_to(h, shape), jnp.broadcast_to(label, shape)], axis=1)
 
     def _check(self, x: Array):
-        """Raises a ValueError if the image or the widths do not fit."""
+        """Raises a ValueError if the image or the attributes do not fit."""
+        if self.conditioning not in BLOCKS:
+            raise ValueError(
+                f"conditioning must be one of {', '.join(BLOCKS)}, got {self.conditioning!r}"
+            )
         if x.ndim != 4:
             raise ValueError(f"DiT takes images (batch, height, width, channels), got {x.shape}")
         if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
@@ -201,50 +231,103 @@ class DiT(nn.Module):
             )
 
 
-class Block(nn.Module):
-    """Attention and MLP, both modulated and gated by the conditioning (adaLN-Zero).
+class AdaptiveBlock(nn.Module):
+    """Attention and MLP, both modulated, and gated in adaLN-Zero, by the conditioning.
 
     Attributes:
         num_heads: Attention heads.
         dtype: Type of the computation; normalisation and softmax are in float32.
+        gated: Whether the conditioning computes gates of the two branches.
     """
 
     num_heads: int
     dtype: jnp.dtype
+    gated: bool = True
 
     @nn.compact
     def __call__(self, x: Array, conditioning: Array) -> tuple[Array, None]:
         """Maps tokens ``(batch, patches, width)`` to the same shape, in the form of a scan body."""
-        width = x.shape[-1]
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(
-            conditioning, 6, width, self.dtype
+        parts = modulation(conditioning, 6 if self.gated else 4, x.shape[-1], self.dtype)
+        (shift1, scale1, *gate1), (shift2, scale2, *gate2) = (
+            parts[: len(parts) // 2],
+            parts[len(parts) // 2 :],
         )
-
-        def dense(features, name):
-            return nn.Dense(features, kernel_init=xavier, dtype=self.dtype, name=name)
-
         h = modulate(layer_norm(self.dtype)(x), shift1, scale1)
-        q, k, v = einops.rearrange(
-            dense(3 * width, "qkv")(h),
-            "b n (three h d) -> three b n h d",
-            three=3,
-            h=self.num_heads,
-        )
-        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        x = x + gate1 * dense(width, "proj")(h)
+        h = self_attention(h, self.num_heads, self.dtype)
+        x = x + (gate1[0] * h if self.gated else h)
 
-        h = modulate(layer_norm(self.dtype)(x), shift2, scale2)
-        h = nn.gelu(dense(4 * width, "mlp_0")(h), approximate=True)
-        x = x + gate2 * dense(width, "mlp_1")(h)
-        return x, None
+        h = mlp(modulate(layer_norm(self.dtype)(x), shift2, scale2), self.dtype)
+        return x + (gate2[0] * h if self.gated else h), None
+
+
+class PlainBlock(nn.Module):
+    """A block of the vision transformer; one layer more where it attends to the conditioning.
+
+    Attributes:
+        num_heads: Attention heads.
+        dtype: Type of the computation; normalisation and softmax are in float32.
+        cross: Whether to attend to the tokens of the conditioning.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, conditioning: Array) -> tuple[Array, None]:
+        """Maps tokens ``(batch, tokens, width)`` to the same shape, in the form of a scan body."""
+        norm = functools.partial(layer_norm, self.dtype)
+        x = x + self_attention(norm("norm_0")(x), self.num_heads, self.dtype)
+        if self.cross:
+            h = norm("norm_cross")(x)
+            x = x + cross_attention(h, conditioning, self.num_heads, self.dtype)
+        return x + mlp(norm("norm_1")(x), self.dtype), None
+
+
+BLOCKS = {
+    "adaln_zero": AdaptiveBlock,
+    "adaln": functools.partial(AdaptiveBlock, gated=False),
+    "cross_attention": functools.partial(PlainBlock, cross=True),
+    "in_context": PlainBlock,
+}
+
+
+def self_attention(h: Array, num_heads: int, dtype: jnp.dtype) -> Array:
+    """Attention of tokens ``(batch, tokens, width)`` among each other."""
+    packed = dense(3 * h.shape[-1], dtype, "qkv")(h)
+    q, k, v = einops.rearrange(packed, "b n (three h d) -> three b n h d", three=3, h=num_heads)
+    return dense(h.shape[-1], dtype, "proj")(jax.nn.dot_product_attention(q, k, v).reshape(h.shape))
+
+
+def cross_attention(h: Array, context: Array, num_heads: int, dtype: jnp.dtype) -> Array:
+    """Attention of tokens to others, ``(batch, others, width)``."""
+    q = einops.rearrange(
+        dense(h.shape[-1], dtype, "cross_q")(h), "b n (h d) -> b n h d", h=num_heads
+    )
+    packed = dense(2 * h.shape[-1], dtype, "cross_kv")(context)
+    k, v = einops.rearrange(packed, "b n (two h d) -> two b n h d", two=2, h=num_heads)
+    attended = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
+    return dense(h.shape[-1], dtype, "cross_proj")(attended)
+
+
+def mlp(h: Array, dtype: jnp.dtype) -> Array:
+    """Two layers, four times as wide in between."""
+    inside = nn.gelu(dense(4 * h.shape[-1], dtype, "mlp_0")(h), approximate=True)
+    return dense(h.shape[-1], dtype, "mlp_1")(inside)
+
+
+def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    """A layer of a block."""
+    return nn.Dense(features, kernel_init=xavier, dtype=dtype, name=name)
 
 
 xavier = nn.initializers.xavier_uniform()
 
 
-def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
-    """Normalisation without parameters of its own; its arithmetic is in float32."""
-    return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)
+def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+    """Normalisation, with parameters of its own if it is named; its arithmetic is in float32."""
+    own = name is not None
+    return nn.LayerNorm(epsilon=1e-6, use_bias=own, use_scale=own, dtype=dtype, name=name)
 
 
 def modulation(conditioning: Array, parts: int, width: int, dtype: jnp.dtype) -> list[Array]:

@@ -69,6 +69,13 @@ NETWORKS = {
     "dit": Row(
         DiT(width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True), (4, 4, 1)
     ),
+    "dit by cross-attention": Row(
+        DiT(width=16, depth=2, num_heads=2, num_classes=3, conditioning="cross_attention"),
+        (4, 4, 1),
+    ),
+    "dit in context": Row(
+        DiT(width=16, depth=2, num_heads=2, num_classes=3, conditioning="in_context"), (4, 4, 1)
+    ),
     "mlp": Row(MLP(width=16, depth=1, num_classes=3, dropout=0.5), (4, 4, 3)),
     "mlp of vectors": Row(
         MLP(16, depth=1, num_classes=3, time_embedding="fourier", learned_variance=True), (2,)

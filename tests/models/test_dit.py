@@ -49,6 +49,14 @@ def test_published_parameter_counts(size, parameters):
     assert count(published_dit(size), 1, 32, 32, 4) == parameters
 
 
+@pytest.mark.parametrize(
+    ("conditioning", "parameters"),
+    [("adaln", 600_452_384), ("cross_attention", 597_991_712), ("in_context", 449_162_528)],
+)
+def test_parameter_counts_of_the_ablation(conditioning, parameters):
+    assert count(published_dit("XL/2", conditioning=conditioning), 1, 32, 32, 4) == parameters
+
+
 @pytest.mark.parametrize(("width", "depth", "count_"), [(32, 2, 49_992), (64, 4, 329_224)])
 def test_parameter_counts_of_small_networks(width, depth, count_):
     module = DiT(width=width, depth=depth, num_heads=4, num_classes=10, learned_variance=True)
@@ -145,6 +153,25 @@ def test_without_positions_patches_may_be_permuted(monkeypatch):
     np.testing.assert_allclose(*outputs(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("conditioning", ["adaln", "cross_attention", "in_context"])
+def test_forms_of_the_ablation(conditioning):
+    """Each depends on every input, starts at zero, and is not another."""
+    module = TINY.clone(conditioning=conditioning)
+    x = jax.random.normal(jax.random.key(3), (2, 4, 4, 1))
+    out, _ = jax.jit(module.init_with_output)(jax.random.key(0), x, 500.0, jnp.array([0, 1]))
+    np.testing.assert_array_equal(out, 0)
+    draw = np.random.default_rng(0).standard_normal
+    variables = jax.tree.map(lambda a: 0.3 * draw(a.shape, np.float32), shapes(module, 1, 4, 4, 1))
+    apply = jax.jit(module.apply)
+    plain = apply(variables, x, 500.0, jnp.array([0, 1]))
+    for other in (
+        apply(variables, x, 100.0, jnp.array([0, 1])),
+        apply(variables, x, 500.0, jnp.array([1, 2])),
+        apply(variables, x[::-1], 500.0, jnp.array([0, 1])),
+    ):
+        assert np.abs(plain - other).max() > 1e-2
+
+
 def test_rematerialisation_changes_memory_only():
     x = jax.random.normal(jax.random.key(3), (2, 4, 4, 1))
 
@@ -162,6 +189,7 @@ def test_rematerialisation_changes_memory_only():
     ("attributes", "shape", "message"),
     [
         (dict(), (1, 4, 5, 1), "divisible by its patch size 2, got 4x5"),
+        (dict(conditioning="film"), (1, 4, 4, 1), "adaln_zero, .* got 'film'"),
         (dict(num_heads=3), (1, 4, 4, 1), "divisible by its heads, got 16 and 3"),
         (dict(width=18), (1, 4, 4, 1), "divisible by 4, got 18"),
         (dict(), (4, 4, 1), r"takes images .* got \(4, 4, 1\)"),

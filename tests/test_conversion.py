@@ -1,0 +1,211 @@
+"""A published checkpoint becomes a run: from a file to a sample grid in two commands."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax import checkpoint, configuration, convert, evaluation, experiment, train
+from diffjax.workdir import load_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+main = runpy.run_path(str(ROOT / "main.py"))["main"]
+
+# The smallest network of each family, and what its tensors do not tell.
+UNET = dict(num_res_blocks=1, channel_mult=(1,), attention_resolutions=())
+CASES = {
+    "adm": dict(
+        image_size=4, in_channels=1, model_channels=32, out_channels=2, num_heads=2, **UNET
+    ),
+    "ddpm": dict(
+        image_size=4, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), channels=1
+    ),
+    "dit": dict(
+        input_size=4,
+        in_channels=1,
+        hidden_size=16,
+        depth=1,
+        num_heads=2,
+        num_classes=3,
+        learn_sigma=False,
+    ),
+}
+TELL = {"adm": "image_size=4 num_heads=2", "ddpm": "image_size=4", "dit": "num_heads=2"}
+
+
+def weights(family, **case):
+    """A state dict of a network of random weights."""
+    case = CASES[family] | case
+    published = convert.published(family, **case)
+    inputs = [np.zeros(published.input_shape, np.float32), 0.0]
+    inputs += [np.zeros(1, int)] if published.module.num_classes else []
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), *inputs)
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda leaf: 0.1 * draw(leaf.shape, np.float32), tree)
+    return convert.to_torch(family, params, **case)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A checkpoint of each family."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for family in CASES:
+        np.savez(root / f"{family}.npz", **weights(family))
+    return root
+
+
+def run(mode, workdir, *arguments) -> int:
+    return main(["main.py", f"--mode={mode}", f"--workdir={workdir}", *arguments])
+
+
+def arguments(files, family):
+    return [
+        f"--checkpoint={files / family}.npz",
+        f"--family={family}",
+        f"--architecture={TELL[family]}",
+        "--config.schedule.options.steps=50",
+        "--config.sample.calls=2",
+        "--config.sample.number=5",
+    ]
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_two_commands_to_a_sample_grid(family, files, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert run("convert", workdir, *arguments(files, family)) == 0
+    assert "converted" in capsys.readouterr().out
+    assert run("sample", workdir) == 0
+    assert len(list((workdir / "samples").glob("*.png"))) == 1
+    config = load_config(workdir)
+    assert config.data.shape == (4, 4, 1) and config.sample.calls == 2
+    assert config.data.conditional == (family == "dit")
+
+    # The weights in the workdir are those of the file.
+    built = experiment.build(config, open_data=False)
+    state = checkpoint.restore_for_sampling(workdir, train.state_shapes(built))
+    with np.load(files / f"{family}.npz") as stored:
+        _, variables = convert.from_torch(family, stored, **CASES[family])
+    jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
+    assert int(state.step) == 0
+
+
+def test_scored_on_data_that_are_named_later(files, tmp_path, monkeypatch, capsys):
+    np.savez(
+        tmp_path / "data.npz",
+        images=np.zeros((16, 4, 4, 1), np.uint8),
+        labels=np.arange(16) % 2,
+    )
+    assert run("convert", tmp_path / "run", *arguments(files, "adm")) == 0
+    assert run("evaluate", tmp_path / "run") == 2
+    assert "config.data.source is empty" in capsys.readouterr().err
+    got = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *each: got.append(each))
+    source = f"--config.data.source=arrays:{tmp_path}/data.npz"
+    assert run("evaluate", tmp_path / "run", source) == 0
+    [(built, state, _)] = got
+    assert len(built.source) > 0 and int(state.step) == 0
+
+
+def test_settings_are_the_authors(files, tmp_path):
+    """Those of the published checkpoints, as far as a config can say them."""
+    shapes = json.loads((ROOT / "tests/data/reference/adm/iddpm_cifar10.json").read_text())
+    tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in shapes["tensors"].items()}
+    published = convert.published("adm", **convert.infer("adm", tensors))
+    assert published.settings["schedule.name"] == "discrete_cosine"
+    assert published.settings["schedule.options"] == dict(steps=4000)
+    assert published.module.time_scale == 0.25
+    assert convert.published("ddpm", image_size=256).settings["sample.options"] == dict(
+        variance="small"
+    )
+
+
+def test_a_config_file_says_how_to_draw(files, tmp_path):
+    config = configuration.load(ROOT / "configs/digits/ddpm.py")
+    given = [f"--checkpoint={files}/ddpm.npz", "--family=ddpm", "--architecture=image_size=4"]
+    path = f"--config={ROOT}/configs/digits/ddpm.py"
+    assert run("convert", tmp_path, *given, path, "--config.data.source=") == 0
+    stored = load_config(tmp_path)
+    assert stored.schedule == config.schedule and stored.sample.calls == config.sample.calls
+    assert stored.model.ch_mult == (1,) and stored.sample.ema == ""
+
+
+def test_a_run_is_not_overwritten(files, tmp_path, capsys):
+    assert run("convert", tmp_path, *arguments(files, "ddpm")) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert run("convert", tmp_path, *arguments(files, "ddpm")) == 2
+    assert "holds a run: give another --workdir" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def spoiled(tensors, family):
+    """Checkpoints that are wrong, each with the arguments to convert it and what is to be said."""
+    first = next(iter(tensors))
+    nan = tensors | {first: np.full_like(tensors[first], np.nan)}
+    missing = {name: each for name, each in tensors.items() if name != first}
+    tell = f"--architecture={TELL[family]}"
+    return {
+        "weights not finite": (nan, [tell], f"{first} holds numbers that are not finite"),
+        "missing tensor": (missing, [tell], f"lacks the network's tensors: {first}"),
+        "left over": (tensors | {"extra": tensors[first]}, [tell], "more than", "extra"),
+        "size not told": (tensors, [], "give image_size"),
+        "unknown argument": (tensors, ["--architecture=image_sise=4"], "image_sise"),
+        "unreadable argument": (tensors, ["--architecture=4"], "write name=value"),
+        "another schedule": (tensors, [tell, "--config.schedule.name=x"], "schedule.name"),
+        "other images": (
+            tensors,
+            [tell, "--config.data.source=digits"],
+            "config.data.shape is (4, 4, 1), but the data 'digits' have (8, 8, 1)",
+        ),
+    }
+
+
+SPOILED = spoiled({"a": np.zeros(1)}, "ddpm")
+
+
+@pytest.mark.parametrize("mistake", SPOILED)
+def test_a_spoiled_checkpoint_is_one_line(mistake, files, tmp_path, capsys):
+    with np.load(files / "ddpm.npz") as stored:
+        tensors, given, *expected = spoiled(dict(stored), "ddpm")[mistake]
+    np.savez(tmp_path / "model.npz", **tensors)
+    given = [f"--checkpoint={tmp_path}/model.npz", "--family=ddpm", *given]
+    assert run("convert", tmp_path / "run", *given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(text in error for text in expected), error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "message"),
+    [
+        (
+            "adm",
+            ["--family=ddpm"],
+            "no tensors of family 'ddpm': the checkpoint is of family 'adm'",
+        ),
+        ("adm", ["--family=gan"], "unknown family 'gan'; there are adm, ddpm, dit"),
+        ("adm", [], "--mode convert needs --family, one of adm, ddpm, dit"),
+        ("dit", ["--family=dit", "--architecture=num_heads=2 num_classes=7"], "(4, 16)"),
+        ("dit", ["--family=dit"], "no published DiT is 16 wide: give num_heads"),
+    ],
+)
+def test_a_checkpoint_of_something_else(family, given, message, files, tmp_path, capsys):
+    assert run("convert", tmp_path / "run", f"--checkpoint={files}/{family}.npz", *given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_draws_nothing_by_itself(tmp_path, capsys):
+    classifier = CASES["adm"] | dict(out_channels=3, pool="adaptive")
+    published = convert.published("adm", **classifier)
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, np.float32),
+        jax.eval_shape(published.module.init, jax.random.key(0), np.zeros((1, 4, 4, 1)), 0.0),
+    )
+    np.savez(tmp_path / "model.npz", **convert.to_torch("adm", zeros, **classifier))
+    given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm", f"--architecture={TELL['adm']}"]
+    assert run("convert", tmp_path / "run", *given) == 2
+    assert "ADMClassifier draws no images by itself" in capsys.readouterr().err
