@@ -1,9 +1,11 @@
 """Mistakes a user can make: each ends in one clear line and exit code 2, and changes nothing."""
 
 import pathlib
+import pickle
 import runpy
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -44,6 +46,8 @@ def place(tmp_path_factory):
     (root / "broken").mkdir()
     (root / "broken/a.png").write_bytes(b"not a picture")
     np.savez(root / "labels.npz", images=np.zeros((2, 8, 8, 1), np.uint8), labels=np.array([0, -3]))
+    with zipfile.ZipFile(root / "code.pt", "w") as file:
+        file.writestr("code/data.pkl", pickle.dumps({"weight": pathlib.Path.touch}))
     np.savez(root / "unlabelled.npz", images=np.zeros((16, 8, 8, 1), np.uint8))
     return root
 
@@ -57,6 +61,11 @@ def fresh(*overrides, config=QUICK, mode="train"):
 def stored(*overrides, mode="sample", workdir="{place}/run"):
     """Arguments for the run in a workdir, with overrides ``name=value``."""
     return ["--mode", mode, "--workdir", workdir, *(f"--config.{o}" for o in overrides)]
+
+
+def converted(*flags):
+    """Arguments that convert a checkpoint."""
+    return ["--mode", "convert", "--workdir", "{place}/new", *flags]
 
 
 # What is typed, and what the line must say.
@@ -230,6 +239,26 @@ MISTAKES = {
     "statistics without labels": (
         fresh("data.source=arrays:{place}/unlabelled.npz", "data.conditional=false", mode="stats"),
         "labels",
+    ),
+    # checkpoints
+    "no checkpoint": (converted("--family=dit"), "--checkpoint", ".safetensors"),
+    "no family": (converted("--checkpoint={place}/code.pt"), "--family", "adm, ddpm, dit"),
+    "missing checkpoint": (
+        converted("--checkpoint={place}/nowhere.pt", "--family=dit"),
+        "no checkpoint file",
+    ),
+    "file that is no checkpoint": (
+        converted("--checkpoint={place}/images/b.png", "--family=dit"),
+        "cannot read a file that ends in '.png'",
+    ),
+    "checkpoint with code": (
+        converted("--checkpoint={place}/code.pt", "--family=dit"),
+        "code.pt: it asks for ",
+        "nothing of it was run",
+    ),
+    "checkpoint of another family": (
+        converted("--checkpoint={place}/labels.npz", "--family=dit"),
+        "labels.npz: these are no tensors of family 'dit'",
     ),
     # workdirs
     "workdir without a run": (stored(workdir="{place}/empty"), "holds no run", "--mode train"),
