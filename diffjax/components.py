@@ -51,7 +51,9 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "adm": models.ADM,
     "dit": models.DiT,
     "mlp": models.MLP,
+    "ncsnpp": models.NCSNpp,
     "unet": models.UNet,
+    "uvit": models.UViT,
 }
 # Those that tell classes of noisy images apart, instead of predicting the noise.
 CLASSIFIERS: dict[str, type[nn.Module]] = {"adm_classifier": models.ADMClassifier}

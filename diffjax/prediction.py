@@ -23,6 +23,7 @@ __all__ = [
     "EPS",
     "FLOW",
     "SCORE",
+    "VE",
     "X0",
     "Parametrization",
     "Predict",
@@ -157,6 +158,11 @@ def noise_label(schedule: Schedule, t: Array) -> Array:
     return -half_log_snr(schedule, t) / 4
 
 
+def half_noise_label(schedule: Schedule, t: Array) -> Array:
+    """``sigma / (2 alpha)``: the noise level, had the images been in [0, 1]."""
+    return jnp.exp(-half_log_snr(schedule, t)) / 2
+
+
 def _unscaled(schedule: Schedule, t: Array) -> Array:
     return jnp.ones_like(jnp.asarray(t, float))
 
@@ -175,6 +181,14 @@ X0 = _plain(from_x0, to_x0)
 V = _plain(from_v, to_v)
 SCORE = _plain(from_score, to_score)
 FLOW = _plain(from_velocity, to_velocity)
+# The published variance-exploding networks: x0 = x / alpha + s F(x / alpha; s / 2) at the noise
+# level s = sigma / alpha (Karras et al. 2022, table 1). They were trained on images in [0, 1].
+VE = Parametrization(
+    lambda schedule, x, t, output: from_eps(schedule, x, t, -output),
+    lambda schedule, x, t, prediction: -prediction.eps,
+    lambda schedule, t: 1 / schedule.alpha(t),
+    half_noise_label,
+)
 
 
 def edm(sigma_data: float = 0.5) -> Parametrization:
@@ -238,12 +252,13 @@ def learned_range(mean: Parametrization) -> Parametrization:
 
 
 def parametrization(name: str, *, sigma_data: float = 0.5) -> Parametrization:
-    """The parametrisation of a name: ``eps``, ``x0``, ``v``, ``score``, ``flow`` or ``edm``.
+    """The parametrisation of a name: ``eps x0 v score flow edm`` or ``ve``.
 
     Raises:
         ValueError: The name is none of these.
     """
-    named = {"eps": EPS, "x0": X0, "v": V, "score": SCORE, "flow": FLOW, "edm": edm(sigma_data)}
+    named = {"eps": EPS, "x0": X0, "v": V, "score": SCORE, "flow": FLOW, "ve": VE}
+    named["edm"] = edm(sigma_data)
     if name not in named:
         raise ValueError(f"unknown parametrization {name!r}: choose one of {', '.join(named)}")
     return named[name]

@@ -58,7 +58,7 @@ def test_schedule_takes_its_options():
     chex.assert_trees_all_close(schedule.betas, np.linspace(1e-4, 0.3, 10))
 
 
-@pytest.mark.parametrize("name", ["eps", "x0", "v", "score", "flow", "edm"])
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "score", "flow", "edm", "ve"])
 def test_parametrization_by_name(name):
     chosen = components.parametrization(make(f"prediction.parametrization={name}"))
     schedule, t = EDM(), jnp.asarray(2.0)

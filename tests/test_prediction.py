@@ -7,7 +7,7 @@ import pytest
 
 from diffjax import prediction
 from diffjax.prediction import Prediction, edm, evaluations, network_predict, with_evaluations
-from diffjax.schedules import EDM, Discrete, FlowMatching, VPLinear, perturb
+from diffjax.schedules import EDM, VE, Discrete, FlowMatching, VPLinear, perturb
 
 SHAPE = (5, 3)
 
@@ -75,6 +75,21 @@ def test_labels():
     np.testing.assert_allclose(prediction.EPS.label(chain, t), [0, 499, 999], rtol=1e-4)
     np.testing.assert_allclose(prediction.EPS.label(VPLinear(), t), 999 * t)
     np.testing.assert_allclose(edm().label(EDM(), t), jnp.log(t) / 4, rtol=1e-5, atol=1e-6)
+
+
+def test_ve_is_the_published_score_of_images_from_zero_to_one(state):
+    """What such a network says of ``u = (x + 1) / 2``, divided by its noise level inside."""
+    x0, noise, t = state
+    schedule, half = VE(0.02, 100.0), VE(0.01, 50.0)
+    x = perturb(schedule, x0, t, noise)
+
+    def network(x, level):
+        return jnp.tanh(x) * jnp.log(level)[:, None]
+
+    published_score = network(2 * ((x + 1) / 2) - 1, half.sigma(t)) / half.sigma(t)[:, None]
+    got = network_predict(network, schedule, prediction.VE)(x, t)
+    np.testing.assert_allclose(got.eps, -half.sigma(t)[:, None] * published_score, rtol=1e-10)
+    np.testing.assert_allclose(got.x0, x - schedule.sigma(t)[:, None] * got.eps, rtol=1e-10)
 
 
 def test_learned_range_carries_its_place_between_the_variances():

@@ -15,7 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from diffjax.convert import adm, ddpm, dit
+from diffjax.convert import adm, ddpm, dit, inception, ncsnpp, uvit, vae
 from diffjax.convert.common import (
     Published,
     Source,
@@ -47,14 +47,29 @@ FAMILIES: dict[str, Callable[..., Published]] = {
     "adm": adm.published,
     "ddpm": ddpm.published,
     "dit": dit.published,
+    "inception": inception.published,
+    "ncsnpp": ncsnpp.published,
+    "uvit": uvit.published,
+    "vae": vae.published,
 }
 # Those whose tensors tell arguments: ``(tensors, case) -> case``; and a name that only they have.
 INFER: dict[str, Callable[[Mapping, Mapping], dict]] = {
     "adm": adm.infer,
     "ddpm": ddpm.infer,
     "dit": dit.infer,
+    "ncsnpp": ncsnpp.infer,
+    "uvit": uvit.infer,
+    "vae": vae.infer,
 }
-ANCHORS = {"adm": adm.ANCHOR, "ddpm": ddpm.ANCHOR, "dit": dit.ANCHOR}
+ANCHORS = {
+    "adm": adm.ANCHOR,
+    "ddpm": ddpm.ANCHOR,
+    "dit": dit.ANCHOR,
+    "inception": inception.ANCHOR,
+    "ncsnpp": ncsnpp.ANCHOR,
+    "uvit": uvit.ANCHOR,
+    "vae": vae.ANCHOR,
+}
 
 
 def published(family: str, **case) -> Published:

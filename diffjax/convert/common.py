@@ -40,6 +40,7 @@ class Published(NamedTuple):
             back to the official shapes of such layers.
         settings: Fields of a config that go with the weights, such as ``'schedule.name'``: how the
             authors trained them and drew from them.
+        ignored: Whether a tensor of that name means nothing, and may be there or not.
     """
 
     module: nn.Module
@@ -48,6 +49,7 @@ class Published(NamedTuple):
     constants: Mapping[str, np.ndarray] = {}
     window: Callable[[str], tuple[int, ...]] | None = None
     settings: Mapping[str, Any] = {}
+    ignored: Callable[[str], bool] = lambda name: False
 
 
 class Source(NamedTuple):
@@ -128,7 +130,8 @@ def check(published: Published, tensors: Mapping[str, Any]) -> dict[tuple[str, .
     """
     table = sources(published)
     needed = {name for source in table.values() for name in source.names} | {*published.constants}
-    for problem, names in (("lacks", needed - {*tensors}), ("has more than", {*tensors} - needed)):
+    present = {name for name in tensors if not published.ignored(name)}
+    for problem, names in (("lacks", needed - present), ("has more than", present - needed)):
         if names:
             raise ValueError(
                 f"the checkpoint {problem} the network's tensors: {_summary(names)}; "

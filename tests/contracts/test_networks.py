@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.models import ADM, MLP, DiT, UNet
+from diffjax.models import ADM, MLP, DiT, NCSNpp, UNet, UViT
 
 BATCH = 2
 
@@ -75,6 +75,24 @@ NETWORKS = {
     ),
     "dit in context": Row(
         DiT(width=16, depth=2, num_heads=2, num_classes=3, conditioning="in_context"), (4, 4, 1)
+    ),
+    "ncsnpp": Row(
+        NCSNpp(
+            ch=16,
+            ch_mult=(1, 1),
+            num_res_blocks=1,
+            attn_resolutions=(2,),
+            dropout=0.5,
+            fir_kernel=(1, 3, 3, 1),
+            progressive="output_skip",
+            progressive_input="residual",
+            num_classes=3,
+            learned_variance=True,
+        ),
+        (4, 4, 1),
+    ),
+    "uvit": Row(
+        UViT(width=16, depth=2, num_heads=2, num_classes=3, learned_variance=True), (4, 4, 1)
     ),
     "mlp": Row(MLP(width=16, depth=1, num_classes=3, dropout=0.5), (4, 4, 3)),
     "mlp of vectors": Row(
@@ -195,6 +213,26 @@ def test_gradients_are_finite_and_reach_everything(case):
     chex.assert_tree_all_finite(gradients)
     for path, leaf in jax.tree.leaves_with_path(gradients):
         assert np.any(leaf != 0), jax.tree_util.keystr(path)
+
+
+def test_gradients_are_finite_differences(case):
+    """The slope along a direction in all parameters and the input, dropout's mask held."""
+    x, key = case.inputs[0], jax.random.key(0)
+    _, gradients = jax.device_get(case.train(case.variables, x, key))
+    draw = np.random.default_rng(1).standard_normal
+    step = jax.tree.map(
+        lambda g: g / np.linalg.norm(g) + draw(g.shape, np.float32) / g.size**0.5, gradients
+    )
+    slope = sum(
+        np.sum(g * s) for g, s in zip(*map(jax.tree.leaves, (gradients, step)), strict=True)
+    )
+    size = 1e-3 / max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(step))
+
+    def loss(size):
+        moved = jax.tree.map(lambda a, s: a + size * s, (case.variables, x), step)
+        return float(case.train(*moved, key)[0])
+
+    np.testing.assert_allclose((loss(size) - loss(-size)) / (2 * size), slope, rtol=0.01)
 
 
 def test_random_only_when_training(case):

@@ -20,7 +20,9 @@ SCHEDULES = {
     "discrete": Discrete.linear(1000),
 }
 PARAMETRIZATIONS = {
-    **{name: prediction.parametrization(name) for name in ("eps", "x0", "v", "score", "flow")},
+    **{
+        name: prediction.parametrization(name) for name in ("eps", "x0", "v", "score", "flow", "ve")
+    },
     "edm": edm(0.5),
     "edm_other": edm(1.3),
     "learned_range_eps": learned_range(prediction.EPS),
