@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from diffjax import guidance, losses, models, schedules, solvers
+from diffjax import bits, guidance, losses, models, schedules, solvers
 from diffjax import prediction as predictions
 from diffjax.losses import Slots
 from diffjax.options import about, choose, keywords, unknown
@@ -37,6 +37,7 @@ __all__ = [
     "classifier_network",
     "draw",
     "learning_rate",
+    "measure",
     "network",
     "objective",
     "optimizer",
@@ -272,6 +273,26 @@ def draw(
         request = Request(jnp.arange(1), labels, sample.guidance)
         jax.eval_shape(lambda key: drawn(predict, key, request).images, jax.random.key(0))
     return drawn
+
+
+def measure(config: ml_collections.ConfigDict, schedule: Schedule) -> bits.Measure | None:
+    """What is measured of images held out: their likelihood, or nothing."""
+    kind = config.evaluate.likelihood
+    if not kind:
+        return None
+    if config.network == EMPIRICAL:
+        raise ValueError(
+            f"config.evaluate.likelihood={kind!r}, but the training set itself has no density: use "
+            "'' with config.network='empirical'"
+        )
+    if config.prediction.learned_variance:
+        variance = "learned"
+    elif config.sample.solver == "ancestral":
+        variance = config.sample.options.get("variance", "small")
+    else:
+        variance = "small"
+    with about("evaluate.likelihood"):
+        return bits.LIKELIHOODS[kind](schedule, variance)
 
 
 def sample_labels(spec: str, number: int, num_classes: int, seed: int = 0) -> np.ndarray | None:

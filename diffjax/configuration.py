@@ -136,11 +136,17 @@ FIELDS: dict[str, Rule] = {
     "evaluate.number": SIZE,
     "evaluate.guidance": NOT_NEGATIVE,
     "evaluate.seed": COUNT,
+    "evaluate.likelihood": _one_of("", "ode", "bound"),
+    "evaluate.likelihood_number": SIZE,
 }
 
 # Filled in where a file leaves them out: what most experiments do without, and what runs stored by
 # an earlier version do not have.
-DEFAULTS: dict[str, Any] = {"sample.classifier": ""}
+DEFAULTS: dict[str, Any] = {
+    "sample.classifier": "",
+    "evaluate.likelihood": "",
+    "evaluate.likelihood_number": 256,
+}
 
 # Found from the source and recorded when an experiment is built; a file may leave them out.
 INFERRED = ("data.shape", "data.num_classes")

@@ -14,7 +14,7 @@ import pathlib
 import jax
 import numpy as np
 
-from diffjax import data, metrics, reference, sampling
+from diffjax import bits, data, metrics, reference, sampling
 from diffjax.data import images as pictures
 from diffjax.experiment import Experiment, sample_labels
 from diffjax.metrics.probe import ClassifierProbe, train_classifier
@@ -103,6 +103,8 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
                 "samples": metrics.accuracy(judge.logits(unseen), held_out.labels),
                 "train": metrics.accuracy(logits["held_out"], held_out.labels),
             }
+    if settings.likelihood:
+        report["likelihood"] = bits.held_out_bits(experiment, state, train, held_out)
     if jax.process_index() == 0:
         _write_pictures(workdir, drawn.images, train.images, held_out.images)
         (workdir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
@@ -209,6 +211,8 @@ def table(report: dict) -> str:
             "held-out accuracy of a classifier trained on samples "
             f"{100 * trained['samples']:.1f} %, on the training half {100 * trained['train']:.1f} %"
         )
+    if "likelihood" in report:
+        lines.append(bits.line(report["likelihood"]))
     return "\n".join(lines)
 
 

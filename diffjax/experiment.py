@@ -164,6 +164,7 @@ def _diffusion(experiment: Experiment) -> System:
     draw = components.draw(
         config, schedule, experiment.recipe, experiment.shape, num_classes, experiment.classifier
     )
+    measure = components.measure(config, schedule)
     if config.network == EMPIRICAL:
         examples = data.in_memory(experiment.source)
         labels = np.zeros(len(examples), int) if examples.labels is None else examples.labels
@@ -179,6 +180,7 @@ def _diffusion(experiment: Experiment) -> System:
         times=components.times(config, schedule),
         optimizer=optimizer(config),
         draw=draw,
+        measure=measure,
         num_classes=num_classes,
         label_dropout=config.loss.label_dropout,
         ema_rates=config.optimizer.ema_rates,

@@ -60,6 +60,7 @@ def log_density(
     key: Key | None = None,
     *,
     probe: str = "rademacher",
+    t_start: float | None = None,
     log_prior=None,
     method: str = "tsit5",
     rtol: float = 1e-5,
@@ -71,7 +72,7 @@ def log_density(
               + \int_{\lambda_0}^{\lambda_T} \nabla_y \cdot \frac{dy}{d\lambda}\, d\lambda,
               \quad y = x/\alpha
 
-    from the schedule's ``t_min``, at which ``x`` is taken to be, to its ``t_max``. Song et al. 2021
+    from ``t_start``, at which ``x`` is taken to be, to the schedule's ``t_max``. Song et al. 2021
     (arXiv 2011.13456), section 4.3 and appendix D.2; Hutchinson's estimate of the divergence with
     one probe a sample, the same along the whole path, as in Grathwohl et al. 2019. For several
     probes map over keys.
@@ -82,6 +83,7 @@ def log_density(
         x: Data, ``(batch, ...)``.
         key: For the probes: one key, or one per sample ``(batch,)``; ``exact`` needs none.
         probe: ``'rademacher'``, ``'gaussian'``, or ``'exact'`` for the divergence itself.
+        t_start: Time of ``x``, a scalar; the schedule's ``t_min`` if not given.
         log_prior: ``x_T -> log p_T(x_T)``, ``(batch,)``; that of :func:`diffjax.schedules.prior`,
             ``N(0, sigma_T^2)``, if not given.
         method: One of ``solvers.ode.METHODS``.
@@ -106,7 +108,7 @@ def log_density(
 
         return _with_divergence(field, state[0], vector)
 
-    ends = schedule.t_min, schedule.t_max
+    ends = schedule.t_min if t_start is None else t_start, schedule.t_max
     alpha_start, alpha_end = (schedule.alpha(t) for t in ends)
     (y, gained), _, calls = integrate(
         rate,

@@ -242,6 +242,23 @@ def test_what_is_scored_is_not_what_mode_sample_draws(tmp_path, unlabelled, monk
     assert (drawn[0] != looked_at).mean() > 0.5
 
 
+def test_likelihood_beside_the_scores(tmp_path, unlabelled, capsys):
+    chain = ("schedule.name=discrete_linear", "schedule.options={}", "schedule.options.steps=5")
+    experiment = make(
+        f"data.source={unlabelled}",
+        "data.conditional=False",
+        "evaluate.number=8",
+        "evaluate.likelihood=bound",
+        *chain,
+    )
+    report = evaluated(experiment, tmp_path)
+    assert report["likelihood"]["nfe"] == 5 and report["likelihood"]["levels"] == 256
+    assert "given the label" not in report["likelihood"]["convention"]
+    said = capsys.readouterr().out
+    assert f"bits per dimension: {report['likelihood']['bits_per_dim']:.3f} +- " in said
+    assert "uniform over 256 levels 8.000" in said
+
+
 def test_inception_splits_are_for_many(monkeypatch, tmp_path, judged):
     asked = []
 

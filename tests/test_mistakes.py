@@ -142,6 +142,22 @@ MISTAKES = {
     "unknown grid": (fresh("sample.grid=karas"), "sample.grid", "did you mean 'karras'"),
     "unknown sampler": (fresh("sampler=solvr"), "config.sampler", "did you mean 'solver'"),
     "unknown threshold": (fresh("sample.threshold=dinamic"), "sample.threshold", "'dynamic'"),
+    "unknown likelihood": (
+        stored("evaluate.likelihood=nll", mode="evaluate"),
+        "config.evaluate.likelihood must be one of '', 'ode', 'bound'; got 'nll'",
+    ),
+    "bound without a chain": (
+        stored("evaluate.likelihood=bound", mode="evaluate"),
+        "config.evaluate.likelihood: 'bound' is of a discrete chain: use 'ode'",
+    ),
+    "likelihood of the training set": (
+        fresh("network=empirical", "evaluate.likelihood=ode", mode="evaluate"),
+        "config.evaluate.likelihood='ode', but the training set itself has no density",
+    ),
+    "no images to measure": (
+        stored("evaluate.likelihood_number=0", mode="evaluate"),
+        "config.evaluate.likelihood_number must be an integer of at least 1; got 0",
+    ),
     "unknown dtype": (fresh("model.dtype=float23"), "model.dtype", "float32"),
     "unknown parallel mode": (fresh("parallel.mode=pmapp"), "parallel.mode", "'pmap'"),
     # options

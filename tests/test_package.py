@@ -20,7 +20,7 @@ LAYERS = [
     {"prediction"},
     {"analytic", "guidance", "likelihood", "losses", "solvers", "state"},
     {"systems"},
-    {"components", "configuration", "experiment", "parallel", "workdir"},
+    {"bits", "components", "configuration", "experiment", "parallel", "workdir"},
     {
         "checkpoint",
         "conversion",

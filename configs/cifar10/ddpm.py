@@ -88,7 +88,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         threshold="static",
         ema="0.9999",
     )
-    config.evaluate = dict(number=50_000, guidance=1.0, seed=0)
+    config.evaluate = dict(
+        number=50_000, guidance=1.0, seed=0, likelihood="", likelihood_number=256
+    )
 
     for name in filter(None, variants.split(",")):
         if name not in VARIANTS:

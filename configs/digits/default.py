@@ -88,6 +88,8 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         number=1500,
         guidance=1.0,  # the distances are those of plain samples; their labels, of both
         seed=0,
+        likelihood="",  # ode, or for a discrete schedule bound: bits per dimension as well
+        likelihood_number=256,
     )
     for name in filter(None, variants.split(",")):
         if name not in VARIANTS:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffjax.prediction import Predict, evaluations
 from diffjax.schedules import Schedule, expand, half_log_snr
-from diffjax.solvers import exponential
+from diffjax.solvers import exponential, timesteps
 from diffjax.solvers.base import Solution
 from diffjax.solvers.linear import combine
 from diffjax.solvers.singlestep import DEFAULT_PLACES, plan_stages
@@ -87,13 +87,12 @@ def solve_adaptive(
     if order not in (2, 3):
         raise ValueError(f"solve_adaptive: order must be 2 or 3, got {order}")
     expanded = exponential.expansion(expansion)
-    t_start = jnp.asarray(schedule.t_max if t_start is None else t_start, jnp.result_type(float))
-    t_end = jnp.asarray(schedule.t_min if t_end is None else t_end, t_start.dtype)
-    if t_start.ndim or t_end.ndim:
+    if any(t is not None and jnp.ndim(t) for t in (t_start, t_end)):
         raise ValueError(
             "solve_adaptive: t_start and t_end must be scalars: an adaptive run has no per-sample "
             "times; group samples by their times"
         )
+    t_start, t_end = timesteps.ends(schedule, t_start, t_end)
     lam_end = half_log_snr(schedule, t_end)
     shape = x.shape[:1] if per_sample else ()
     places = list(DEFAULT_PLACES[order])

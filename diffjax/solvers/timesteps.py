@@ -14,14 +14,15 @@ import numpy as np
 from diffjax.schedules import Discrete, Schedule, half_log_snr
 from diffjax.typing import Array
 
-__all__ = ["GRIDS", "karras", "log_snr", "published", "quadratic", "respaced", "uniform"]
+__all__ = ["GRIDS", "ends", "karras", "log_snr", "published", "quadratic", "respaced", "uniform"]
 
 
 def uniform(
     schedule: Schedule, steps: int, *, t_start: Array | None = None, t_end: Array | None = None
 ) -> Array:
     """Evenly spaced in ``t``, shape ``(steps + 1,)``."""
-    t_start, t_end = _ends(schedule, steps, t_start, t_end)
+    _check_steps(steps)
+    t_start, t_end = ends(schedule, t_start, t_end)
     return _exact_ends(jnp.linspace(t_start, t_end, steps + 1), t_start, t_end)
 
 
@@ -29,7 +30,8 @@ def quadratic(
     schedule: Schedule, steps: int, *, t_start: Array | None = None, t_end: Array | None = None
 ) -> Array:
     """Evenly spaced in ``sqrt(t)`` (Song et al. 2021, DDIM), shape ``(steps + 1,)``."""
-    t_start, t_end = _ends(schedule, steps, t_start, t_end)
+    _check_steps(steps)
+    t_start, t_end = ends(schedule, t_start, t_end)
     roots = jnp.linspace(jnp.sqrt(t_start), jnp.sqrt(t_end), steps + 1)
     return _exact_ends(roots**2, t_start, t_end)
 
@@ -38,7 +40,8 @@ def log_snr(
     schedule: Schedule, steps: int, *, t_start: Array | None = None, t_end: Array | None = None
 ) -> Array:
     """Evenly spaced in half log SNR (Lu et al. 2022), shape ``(steps + 1,)``."""
-    t_start, t_end = _ends(schedule, steps, t_start, t_end)
+    _check_steps(steps)
+    t_start, t_end = ends(schedule, t_start, t_end)
     lams = jnp.linspace(half_log_snr(schedule, t_start), half_log_snr(schedule, t_end), steps + 1)
     return _exact_ends(schedule.time(lams), t_start, t_end)
 
@@ -52,7 +55,8 @@ def karras(
     t_end: Array | None = None,
 ) -> Array:
     """Evenly spaced in ``(sigma / alpha)^(1/rho)``, Karras et al. 2022, eq. (5)."""
-    t_start, t_end = _ends(schedule, steps, t_start, t_end)
+    _check_steps(steps)
+    t_start, t_end = ends(schedule, t_start, t_end)
     roots = (jnp.exp(-half_log_snr(schedule, t) / rho) for t in (t_start, t_end))
     noise = jnp.linspace(*roots, steps + 1) ** rho
     return _exact_ends(schedule.time(-jnp.log(noise)), t_start, t_end)
@@ -102,9 +106,18 @@ def respaced_indices(total: int, sections: str | Sequence[int]) -> np.ndarray:
     return np.asarray(indices)
 
 
-def _ends(schedule: Schedule, steps: int, t_start, t_end) -> tuple[Array, Array]:
+def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"a grid needs at least 1 step, got {steps}")
+
+
+def ends(schedule: Schedule, t_start: Array | None, t_end: Array | None) -> tuple[Array, Array]:
+    """Where a run starts and ends: the schedule's own ends where they are not given.
+
+    Raises:
+        ValueError: They do not decrease, or lie outside the schedule. Values are checked outside
+            ``jit`` only.
+    """
     dtype = jnp.result_type(float)
     start = jnp.asarray(schedule.t_max if t_start is None else t_start, dtype)
     end = jnp.asarray(schedule.t_min if t_end is None else t_end, dtype)

@@ -61,6 +61,9 @@ class System(NamedTuple):
         evaluate: What only this system measures, or None: ``(state, batch, key) -> report`` on all
             images held out, numbers or lists of numbers by name.
         conditional: Whether it uses labels.
+        measure: What ``config.evaluate.likelihood`` asks for, or None: ``(state, images, labels,
+            keys, levels) -> {name: (n,) or ()}`` of uint8 images with that number of grey levels
+            and a key each.
     """
 
     init: Callable[[Key, Batch], TrainState]
@@ -68,6 +71,7 @@ class System(NamedTuple):
     sample: Callable[[TrainState, Key, Request], Samples] | None
     evaluate: Callable[[TrainState, Batch, Key], dict] | None = None
     conditional: bool = False
+    measure: Callable[..., dict[str, Array]] | None = None
 
 
 def gradient_update(

@@ -41,6 +41,7 @@ def diffusion(
     times: Callable[[Schedule, Key, Slots], Array],
     optimizer: optax.GradientTransformation,
     draw: Draw,
+    measure: Callable[[Predict, Array, Key, int], dict[str, Array]] | None = None,
     num_classes: int = 0,
     label_dropout: float = 0.1,
     ema_rates: Sequence[float] = (0.999,),
@@ -59,6 +60,7 @@ def diffusion(
         times: ``(schedule, key, slots) -> t (n,)``, from ``losses``.
         optimizer: Turns gradients into updates.
         draw: How samples are drawn from ``(x, t, labels) -> Prediction``; see :func:`sampler`.
+        measure: ``(predict, images, keys, levels) -> {name: value}`` of images held out, or None.
         num_classes: Number of classes; 0 makes the system unconditional.
         label_dropout: Share of training labels replaced by the null label ``num_classes``.
         ema_rates: Rates of the parameter averages kept.
@@ -105,6 +107,10 @@ def diffusion(
         predict = predict_with(states.select_parameters(state, sample_ema))
         return draw(predict, key, request)
 
+    def measured(state: TrainState, images: Array, labels: Array | None, keys: Key, levels: int):
+        predict = predict_with(states.select_parameters(state, sample_ema))
+        return measure(lambda x, t: predict(x, t, labels), images, keys, levels)
+
     return System(
         init=init,
         update=gradient_update(
@@ -112,6 +118,7 @@ def diffusion(
         ),
         sample=sample,
         conditional=conditional,
+        measure=measured if measure else None,
     )
 
 
