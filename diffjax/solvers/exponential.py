@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from diffjax.prediction import Prediction
 from diffjax.schedules import Schedule
+from diffjax.solvers import timesteps
 from diffjax.solvers.transition import Transition
 from diffjax.typing import Array
 
@@ -100,7 +101,12 @@ class Steps(NamedTuple):
 
 
 def plan_steps(schedule: Schedule, ts: Array) -> Steps:
-    """The steps of a grid of times, ``(steps + 1,)`` or ``(steps + 1, batch)``."""
+    """The steps of a grid of times, ``(steps + 1,)`` or ``(steps + 1, batch)``.
+
+    Raises:
+        ValueError: It leaves the schedule. Values are checked outside ``jit`` only.
+    """
+    timesteps.check_inside(schedule, ts[0], ts[-1])
     alpha, sigma = jax.vmap(schedule.alpha)(ts), jax.vmap(schedule.sigma)(ts)
     tiny = jnp.finfo(sigma.dtype).tiny
     lam = jnp.log(alpha) - jnp.log(jnp.maximum(sigma, tiny))

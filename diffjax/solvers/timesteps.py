@@ -121,16 +121,29 @@ def ends(schedule: Schedule, t_start: Array | None, t_end: Array | None) -> tupl
     dtype = jnp.result_type(float)
     start = jnp.asarray(schedule.t_max if t_start is None else t_start, dtype)
     end = jnp.asarray(schedule.t_min if t_end is None else t_end, dtype)
-    if any(isinstance(value, jax.core.Tracer) for value in (start, end)):
-        return start, end
+    check_inside(schedule, start, end)
+    traced = any(isinstance(value, jax.core.Tracer) for value in (start, end))
+    if not traced and not (np.asarray(start) > np.asarray(end)).all():
+        raise ValueError(
+            f"times must decrease: t_start={np.asarray(start)!s} is not larger than "
+            f"t_end={np.asarray(end)!s}"
+        )
+    return start, end
+
+
+def check_inside(schedule: Schedule, start: Array, end: Array) -> None:
+    """Raises ValueError where a run starts beyond the schedule or ends below the data.
+
+    Values are checked outside ``jit`` only.
+    """
+    if any(isinstance(value, jax.core.Tracer) for value in (start, end, schedule.t_max)):
+        return
+    start, end = np.asarray(start), np.asarray(end)
     # Rounding may leave a time of another grid a little beyond the end of this one.
     if (start > schedule.t_max * (1 + 1e-5)).any():
-        raise ValueError(f"t_start={start} is beyond the schedule's t_max={schedule.t_max}")
+        raise ValueError(f"t_start={start!s} is beyond the schedule's t_max={schedule.t_max}")
     if (end < 0).any():
-        raise ValueError(f"t_end={end} is below 0, which is the data")
-    if not (start > end).all():
-        raise ValueError(f"times must decrease: t_start={start} is not larger than t_end={end}")
-    return start, end
+        raise ValueError(f"t_end={end!s} is below 0, which is the data")
 
 
 def _exact_ends(ts: Array, t_start: Array, t_end: Array) -> Array:

@@ -311,6 +311,14 @@ def test_mistakes_with_unipc(options, message):
             "pndm: needs 4 steps or more",
         ),
         (
+            lambda: solve(solvers.multistep(SCHEDULE), RING, X, jnp.array([1.5, 0.5])),
+            "t_start=1.5 is beyond the schedule's t_max=1.0",
+        ),
+        (
+            lambda: solve(unipc(SCHEDULE), RING, X, jnp.array([1.0, 0.5, -0.1])),
+            "t_end=-0.1 is below 0",
+        ),
+        (
             lambda: solvers.ancestral_form(SCHEDULE, solvers.multistep(SCHEDULE)),
             "needs a solver without memory, such as singlestep",
         ),
