@@ -33,12 +33,14 @@ __all__ = [
     "CLASSIFIERS",
     "EMPIRICAL",
     "NETWORKS",
+    "PREDICTORS",
     "SCHEDULES",
     "classifier_network",
     "draw",
     "learning_rate",
     "measure",
     "network",
+    "noise_level_network",
     "objective",
     "optimizer",
     "parametrization",
@@ -58,6 +60,11 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 # Those that tell classes of noisy images apart, instead of predicting the noise.
 CLASSIFIERS: dict[str, type[nn.Module]] = {"adm_classifier": models.ADMClassifier}
+# Of the system "noise_level", which tells how much noise is in an image.
+PREDICTORS: dict[str, type[nn.Module]] = {
+    "noise_level_conv": models.NoiseLevelConv,
+    "noise_level_mlp": models.NoiseLevelMLP,
+}
 EMPIRICAL = "empirical"  # the training set itself, where a network would be named
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -125,6 +132,15 @@ def classifier_network(config: ml_collections.ConfigDict, num_classes: int) -> n
     if "dtype" in options:
         options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
     return module(**options, num_classes=num_classes)
+
+
+def noise_level_network(config: ml_collections.ConfigDict) -> nn.Module:
+    """The network of a noise-level predictor; the number of levels is one of its options."""
+    module = choose("network", config.network, PREDICTORS)
+    options = keywords("model", module, config.model, reserved=("parent", "name"))
+    if "dtype" in options:
+        options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
+    return module(**options)
 
 
 def times(config: ml_collections.ConfigDict, schedule: Schedule) -> Callable[..., Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffjax import components, data, parallel, systems
+from diffjax import components, data, mcmc, parallel, systems
 from diffjax.components import EMPIRICAL, learning_rate, optimizer, sample_labels
 from diffjax.configuration import validate
 from diffjax.data import Source
@@ -217,6 +217,31 @@ def _noisy_classifier(experiment: Experiment) -> System:
     return system
 
 
+def _noise_level(experiment: Experiment) -> System:
+    """A predictor of noise levels: those of the config's schedule, seen with alpha = 1."""
+    config = experiment.config
+    _check_average(config)
+    if config.train.sample_every:
+        raise ValueError(
+            f"config.train.sample_every={config.train.sample_every}: a noise-level predictor draws "
+            "no samples; set it to 0"
+        )
+    network = components.noise_level_network(config)
+    noise = mcmc.noise_range(experiment.schedule)
+    system = systems.noise_level(
+        network,
+        mcmc.noise_levels(noise.t_min, noise.t_max, network.levels),
+        optimizer=optimizer(config),
+        ema_rates=config.optimizer.ema_rates,
+        ema_warmup=config.optimizer.ema_warmup,
+        sample_ema=config.sample.ema,
+        microbatches=config.train.microbatches,
+        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+    )
+    _check_network(experiment, system)
+    return system
+
+
 def _check_average(config: ml_collections.ConfigDict) -> None:
     if config.sample.ema and config.sample.ema not in map(str, config.optimizer.ema_rates):
         raise ValueError(
@@ -242,6 +267,7 @@ def _check_network(experiment: Experiment, system: System) -> None:
 SYSTEMS: dict[str, Callable[[Experiment], System]] = {
     "diffusion": _diffusion,
     "noisy_classifier": _noisy_classifier,
+    "noise_level": _noise_level,
 }
 
 

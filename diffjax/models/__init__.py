@@ -16,6 +16,7 @@ from diffjax.models.adm import ADM, ADMClassifier, ADMSuperResolution
 from diffjax.models.dit import DIT_SIZES, DiT, published_dit
 from diffjax.models.mlp import MLP
 from diffjax.models.ncsnpp import NCSNpp
+from diffjax.models.noise_level import NoiseLevelConv, NoiseLevelMLP
 from diffjax.models.unet import UNet
 from diffjax.models.uvit import UVIT_SIZES, UViT, published_uvit
 from diffjax.models.vae import AutoencoderKL
@@ -30,6 +31,8 @@ __all__ = [
     "AutoencoderKL",
     "DiT",
     "NCSNpp",
+    "NoiseLevelConv",
+    "NoiseLevelMLP",
     "UNet",
     "UViT",
     "published_dit",

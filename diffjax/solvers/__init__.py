@@ -13,6 +13,7 @@ from diffjax.solvers.model_statistics import Statistics, statistics
 from diffjax.solvers.multistep import multistep
 from diffjax.solvers.ode import encode, solve_ode, spherical
 from diffjax.solvers.recipes import SOLVERS, Recipe, recipe, run
+from diffjax.solvers.runge_kutta import dormand_prince, runge_kutta
 from diffjax.solvers.score_sde import (
     annealed_langevin,
     euler_maruyama,
@@ -39,6 +40,7 @@ __all__ = [
     "ddim",
     "deis",
     "denoise",
+    "dormand_prince",
     "dpm_solver",
     "dpm_solver_v3",
     "encode",
@@ -58,6 +60,7 @@ __all__ = [
     "recipe",
     "reverse_diffusion",
     "run",
+    "runge_kutta",
     "sde_multistep",
     "singlestep",
     "solve",
