@@ -186,6 +186,12 @@ def published(
         "Conv2d_0" if fir and "residual" in (progressive, progressive_input) else "Conv_0"
     )
 
+    # Convolutions of one pixel, which are dense here: shortcuts, and the input as it is added.
+    dense_here = r"\.Conv_2\.weight$"
+    if progressive_input == "input_skip":
+        steps = [str(number) for name, number in numbers.items() if name.endswith("_pyramid")]
+        dense_here += rf"|\.({'|'.join(steps)})\.Conv_0\.weight$"
+
     def official_name(path: str) -> str:
         """``'down_0_block_1/conv_1/kernel'`` -> ``'all_modules.5.Conv_1.weight'``."""
         name, *inside = path.split("/")
@@ -200,8 +206,7 @@ def published(
         module,
         (1, image_size, image_size, num_channels),
         official_name,
-        constants={"sigmas": np.geomspace(sigma_max, sigma_min, num_scales)},
-        # Shortcuts and, where the pyramid is added to the features, the layer that does it.
+        constants={"sigmas": np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_scales))},
         window=lambda name: (1, 1) if re.search(dense_here, name) else (),
         settings={} if scale_by_sigma else VP_SETTINGS,
     )

@@ -65,13 +65,14 @@ def published(
         mlp_time_embed: Whether the time passes through an MLP.
         num_classes: Rows of the label table; none or less for an unconditional network. With 1001
             rows the last is the null label of ImageNet's 1000 classes; other numbers have none.
-        use_checkpoint: Whether blocks are recomputed in the backward pass.
+        use_checkpoint: Without effect: what training recomputes is ``remat`` of the module.
         conv: Whether a convolution ends the network.
         skip: Whether there are long skip connections.
 
     Returns:
         The module and its names.
     """
+    del use_checkpoint
     null_label = num_classes == 1001
     module = UViT(
         patch_size=patch_size,
@@ -85,7 +86,6 @@ def published(
         skip=skip,
         num_classes=max(num_classes - null_label, 0),
         null_label=null_label,
-        remat=use_checkpoint,
     )
     return Published(
         module,

@@ -42,7 +42,8 @@ class Inception(nn.Module):
     """The network, for inference only.
 
     Attributes:
-        dtype: Type of the computation; published scores are in float32.
+        dtype: Type of the computation. Published scores are in float32, and float32 it is, also
+            where the hardware would round the inputs of products.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -79,7 +80,8 @@ class Inception(nn.Module):
             if name == "Mixed_6e":
                 means.append(h.mean((1, 2)))
         pool = h.mean((1, 2)).astype(jnp.float32)
-        unbiased = nn.Dense(1008, use_bias=False, name="fc")(pool)
+        last = nn.Dense(1008, use_bias=False, precision=jax.lax.Precision.HIGHEST, name="fc")
+        unbiased = last(pool)
         bias = self.param("fc_bias", nn.initializers.zeros, (1008,))
         return InceptionFeatures(
             pool=pool,
@@ -117,6 +119,7 @@ class ConvBlock(nn.Module):
             padding=self.padding,
             use_bias=False,
             dtype=self.dtype,
+            precision=jax.lax.Precision.HIGHEST,
             name="conv",
         )(x)
         norm = nn.BatchNorm(use_running_average=True, epsilon=1e-3, dtype=self.dtype, name="bn")

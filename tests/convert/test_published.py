@@ -8,12 +8,14 @@ import pathlib
 import re
 import zlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax import convert
+from diffjax.metrics.inception import resize_matrix
 from diffjax.models import DIT_SIZES
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "data" / "reference"
@@ -70,7 +72,9 @@ def named_weights(shapes, **given):
         shape = shapes[name]
         random = np.random.RandomState(zlib.crc32(name.encode()))
         draw = random.standard_normal(shape)
-        if name.endswith("pos_embed"):
+        if name.endswith("running_var"):
+            draw = np.random.RandomState(zlib.crc32(name.encode())).uniform(0.5, 1.5, shape)
+        elif name.endswith("pos_embed"):
             draw *= 0.5
         elif name.endswith(".W"):
             draw *= 16
@@ -114,6 +118,16 @@ def test_every_official_name_is_used_once(family, name):
     assert sum(tensors[official].size for official in trained) == parameters
 
 
+def there_and_back(family, tensors, **case):
+    """Our module, and its variables, after a check of the way back."""
+    module, variables = convert.from_torch(family, tensors, **case)
+    back = convert.to_torch(family, variables, **convert.infer(family, tensors, **case))
+    assert back.keys() == tensors.keys()
+    for official, tensor in back.items():
+        np.testing.assert_array_equal(tensor, tensors[official], err_msg=official)
+    return module, variables
+
+
 @pytest.mark.parametrize(("family", "name"), TINY)
 def test_outputs_are_the_official_ones_and_there_is_a_way_back(family, name):
     case, shapes, _ = load(family, name)
@@ -122,23 +136,57 @@ def test_outputs_are_the_official_ones_and_there_is_a_way_back(family, name):
     constants = {key: stored[key] for key in stored.keys() & shapes.keys()}
     constants |= made_by_the_constructor(family, case)
     tensors = named_weights(shapes, **constants)
-    module, variables = convert.from_torch(family, tensors, **case)
+    module, variables = there_and_back(family, tensors, **case)
     inputs = {key: stored[key] for key in ("x", "low_res", "output") if key in stored}
     inputs = {key: np.moveaxis(array, 1, -1) for key, array in inputs.items()}
     want = inputs.pop("output")
     if getattr(module, "num_classes", 0) and "y" in stored:
         inputs["labels"] = stored["y"].astype(np.int32)
-    back = convert.to_torch(family, variables, **convert.infer(family, tensors, **case))
-    assert back.keys() == shapes.keys()
-    for official, tensor in back.items():
-        np.testing.assert_array_equal(tensor, tensors[official], err_msg=official)
-
     out = jax.jit(module.apply)(variables, time=stored["t"], **inputs)
     if name == "tiny_ncsnpp_vp":
         # Weights of 16 make its attention all but discontinuous; the first sample is at a jump:
         # changing the parameters by 1e-7 changes it by a third.
         out, want = out[1:], want[1:]
     np.testing.assert_allclose(out, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+def test_autoencoder_is_the_official_one():
+    case, shapes, _ = load("vae", "tiny")
+    with np.load(REFERENCE / "vae" / "tiny.npz") as stored:
+        stored = {key: stored[key].transpose(0, 2, 3, 1) for key in stored}
+    module, variables = there_and_back("vae", named_weights(shapes), **case)
+
+    @jax.jit
+    def run(x, z):
+        posterior = module.apply(variables, x, method="encode")
+        return posterior.mean, posterior.log_variance, module.apply(variables, z, method="decode")
+
+    for name, got in zip(("mean", "logvar", "decoded"), run(stored["x"], stored["z"]), strict=True):
+        tolerance = 2e-5 * np.abs(stored[name]).max()
+        np.testing.assert_allclose(got, stored[name], rtol=0, atol=tolerance)
+
+
+def test_inception_is_the_official_one():
+    """Of one image, resized as pytorch-fid does."""
+    _, shapes, _ = load("inception", "fid_inception")
+    shapes = {name: s for name, s in shapes.items() if not name.endswith("num_batches_tracked")}
+    with np.load(REFERENCE / "inception" / "fid_inception.npz") as stored:
+        stored = {key: stored[key][:1] for key in stored}
+    module, variables = there_and_back("inception", named_weights(shapes))
+    x = stored["x"].transpose(0, 2, 3, 1)
+    rows, columns = (resize_matrix(size, 299, "pytorch") for size in x.shape[1:3])
+    x = 2 * np.einsum("yh,xw,bhwc->byxc", rows, columns, x, optimize=True) - 1
+    found = jax.device_get(jax.jit(module.apply)(variables, np.float32(x)))
+    want = dict(
+        pool=stored["pool_2048"],
+        logits=stored["logits_1008"],
+        block_means=tuple(stored[f"block{i}_mean"] for i in range(3)),
+    )
+    for name, value in want.items():
+        chex.assert_trees_all_close(getattr(found, name), value, rtol=1e-4, atol=1e-5)
+    bias = named_weights({"fc.bias": (1008,)})["fc.bias"]
+    np.testing.assert_allclose(found.unbiased_logits, found.logits - bias, atol=1e-6)
+    assert found.spatial.shape == (1, 2023)
 
 
 def test_half_precision_becomes_float32(tiny):
