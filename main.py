@@ -142,9 +142,15 @@ def sample(experiment, workdir: str) -> None:
 
 def evaluate(experiment, workdir: str) -> None:
     """Scores the newest checkpoint."""
-    from diffjax import evaluation
+    from diffjax import evaluation, inception_scores
 
-    evaluation.evaluate(experiment, _restore(experiment, workdir), workdir)
+    state = _restore(experiment, workdir)
+    if experiment.config.evaluate.inception:
+        inception_scores.evaluate(experiment, state, workdir)
+        return
+    evaluation.evaluate(experiment, state, workdir)
+    if min(experiment.shape[:2]) >= 32:  # smaller images mean nothing to the network
+        print(inception_scores.HINT)
 
 
 def convert(options: flags.FlagValues, overrides: Sequence[str]) -> None:
@@ -169,9 +175,12 @@ def convert(options: flags.FlagValues, overrides: Sequence[str]) -> None:
 
 def stats(experiment, workdir: str) -> None:
     """Writes feature statistics of the data."""
-    from diffjax import reference
+    from diffjax import inception_scores, reference
 
-    path = reference.write(experiment.source, workdir)
+    if experiment.config.evaluate.inception:
+        path = inception_scores.write_statistics(experiment, workdir)
+    else:
+        path = reference.write(experiment.source, workdir)
     print(f"wrote {path}")
 
 

@@ -138,6 +138,9 @@ FIELDS: dict[str, Rule] = {
     "evaluate.seed": COUNT,
     "evaluate.likelihood": _one_of("", "ode", "bound"),
     "evaluate.likelihood_number": SIZE,
+    "evaluate.inception": TEXT,
+    "evaluate.reference": TEXT,
+    "evaluate.convention": _one_of("", "tensorflow", "pytorch", "clean"),
 }
 
 # Filled in where a file leaves them out: what most experiments do without, and what runs stored by
@@ -146,6 +149,9 @@ DEFAULTS: dict[str, Any] = {
     "sample.classifier": "",
     "evaluate.likelihood": "",
     "evaluate.likelihood_number": 256,
+    "evaluate.inception": "",
+    "evaluate.reference": "",
+    "evaluate.convention": "",
 }
 
 # Found from the source and recorded when an experiment is built; a file may leave them out.

@@ -20,7 +20,7 @@ from diffjax.experiment import Experiment, sample_labels
 from diffjax.metrics.probe import ClassifierProbe, train_classifier
 from diffjax.state import TrainState
 
-__all__ = ["REPORT_FILE", "distances", "evaluate", "table"]
+__all__ = ["REPORT_FILE", "distances", "evaluate", "evaluation_seed", "table"]
 
 REPORT_FILE = "evaluation.json"
 
@@ -58,7 +58,7 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         # As many of each: chance would count as a distance.
         labels=sample_labels("cycle", settings.number, classes),
         guidance=settings.guidance,
-        seed=_evaluation_seed(settings.seed),
+        seed=evaluation_seed(settings.seed),
         progress="drawing samples to score",
     )
     seen, unseen, samples = map(_float, (train.images, held_out.images, drawn.images))
@@ -118,7 +118,7 @@ def _evaluate_without_samples(
 ) -> dict:
     """The report of a system that draws none: what it measures itself, on images held out."""
     held_out = _real(experiment, "test")
-    key = jax.random.key(_evaluation_seed(experiment.config.evaluate.seed))
+    key = jax.random.key(evaluation_seed(experiment.config.evaluate.seed))
     batch = {"image": held_out.images, "label": held_out.labels}
     measured = experiment.system.evaluate(state, batch, key)
     report = {"step": int(state.step), "held_out": len(held_out), **measured}
@@ -245,7 +245,7 @@ def _float(images: np.ndarray) -> np.ndarray:
     return np.asarray(data.to_float(images))
 
 
-def _evaluation_seed(seed: int) -> int:
+def evaluation_seed(seed: int) -> int:
     """Of the samples scored, apart from any that ``--mode sample`` draws to be looked at."""
     return 2**31 + seed
 
@@ -273,7 +273,7 @@ def _label_accuracy(
             number=settings.number,
             labels=drawn.labels,
             guidance=guidance,
-            seed=_evaluation_seed(settings.seed),
+            seed=evaluation_seed(settings.seed),
             progress=f"drawing samples with guidance {guidance:g}",
         )
         sets[f"guidance {guidance:g}"] = (guided.images, drawn.labels)

@@ -27,6 +27,8 @@ LAYERS = [
         "conversion",
         "dry_run",
         "evaluation",
+        "inception_features",
+        "inception_scores",
         "logging",
         "reference",
         "sampling",

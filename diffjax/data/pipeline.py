@@ -102,23 +102,26 @@ def batches(
     return _prefetched(grain.MapDataset.range(start_step, sys.maxsize).map(batch_at), prefetch)
 
 
-def epoch(source: Source, batch_size: int, *, prefetch: int = 4) -> Iterator[Batch]:
+def epoch(source: Source, batch_size: int, *, start: int = 0, prefetch: int = 4) -> Iterator[Batch]:
     """One pass over the data in order, for evaluation and statistics; the last batch may be short.
 
     Args:
         source: the data.
         batch_size: examples in a batch.
+        start: index of the first example, to go on with a pass that was interrupted.
         prefetch: batches prepared ahead, as in `batches`.
 
     Returns:
-        An iterator over ceil(len(source) / batch_size) batches.
+        An iterator over ceil((len(source) - start) / batch_size) batches.
 
     Raises:
         ValueError: the batch size is not positive.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    starts = grain.MapDataset.range(0, len(source), batch_size)
+    if start >= len(source):
+        return iter(())
+    starts = grain.MapDataset.range(start, len(source), batch_size)
     examples = range(len(source))
     return _prefetched(
         starts.map(lambda start: _read(source, examples[start : start + batch_size])), prefetch

@@ -111,8 +111,8 @@ def load_reference(path: str | os.PathLike, convention: str | None = None) -> Re
     convention = stored or convention
     if convention is None:
         raise ValueError(
-            f"{path}: does not record its convention; give it, for example convention='pytorch' "
-            "for pytorch-fid's files, 'tensorflow' for EDM's or 'clean' for clean-fid's"
+            f"{path}: does not record its convention; give it (config.evaluate.convention): "
+            "'pytorch' for pytorch-fid's files, 'tensorflow' for EDM's, 'clean' for clean-fid's"
         )
     count = int(members["n"]) if "n" in members else None
     activations = members.get("pool_3")
