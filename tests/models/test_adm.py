@@ -1,6 +1,5 @@
 """The U-Net of ADM. Its outputs are compared with the official ones in tests/convert."""
 
-import chex
 import einops
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from diffjax.models import ADM, ADMClassifier, ADMSuperResolution
 from diffjax.models.adm_blocks import attend
 
 TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(2,), num_groups=4)
+SMALL = ADM(ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_groups=4)
 UNET = ADM(**TINY, head_channels=4, num_classes=3)
 
 
@@ -89,13 +89,14 @@ def test_classifier_differentiates_exactly(pool, x64):
         return jax.nn.log_softmax(module.apply(variables, x, times))[:, 1]
 
     _, tangent = jax.jit(lambda x: jax.jvp(picked, (x,), (towards,)))(x)
-    step = 1e-5
+    step = 1e-3  # not smaller: the softmax of attention is in float32
     difference = (picked(x + step * towards) - picked(x - step * towards)) / (2 * step)
-    np.testing.assert_allclose(tangent, difference, rtol=1e-6)
+    np.testing.assert_allclose(tangent, difference, atol=1e-3 * np.abs(tangent).max())
 
 
 def test_gradients_agree_with_finite_differences(x64):
-    module = UNET.clone(dtype=jnp.float64)
+    """Those of a network that computes its blocks again in the backward pass."""
+    module = UNET.clone(dtype=jnp.float64, remat=True)
     variables = random_parameters(module, 2, 4, 4, 1)
     variables = jax.tree.map(lambda a: a.astype(np.float64), variables)
     draw = np.random.default_rng(1).standard_normal
@@ -115,54 +116,25 @@ def test_gradients_agree_with_finite_differences(x64):
     def moved(step):
         return loss(jax.tree.map(lambda a, d: a + step * d, variables, towards))
 
-    np.testing.assert_allclose(slope, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-5)
+    np.testing.assert_allclose(slope, (moved(1e-4) - moved(-1e-4)) / 2e-4, rtol=1e-4)
 
 
-def test_rematerialisation_changes_memory_only():
-    x = jax.random.normal(jax.random.key(3), (2, 4, 4, 1))
-    params = random_parameters(UNET, 2, 4, 4, 1)
-
-    def gradient(module):
-        def loss(params):
-            return jnp.mean(jnp.square(module.apply(params, x, 500.0, jnp.array([0, 1]))))
-
-        return jax.device_get(jax.jit(jax.grad(loss))(params))
-
-    plain, remat = gradient(UNET), gradient(UNET.clone(remat=True))
-    chex.assert_trees_all_close(plain, remat, rtol=1e-3, atol=1e-5)
-
-
-def test_starts_at_exactly_zero_from_pytorch_defaults():
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    out, variables = jax.jit(UNET.init_with_output)(jax.random.key(1), x, 500.0, jnp.arange(2))
-    np.testing.assert_array_equal(out, 0)
-    params = jax.device_get(variables["params"])
-    zero = [
-        params["conv_out"],
-        params["down_0_block_0"]["conv_1"],
-        params["middle_attention"]["out"],
-    ]
-    np.testing.assert_array_equal(
-        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(zero)]), 0
-    )
-    layer = params["middle_block_0"]["conv_0"]
-    for leaf in (layer["kernel"], layer["bias"]):
-        assert 0.8 / np.sqrt(9 * 16) < np.abs(leaf).max() <= 1 / np.sqrt(9 * 16)
-
-
-def test_a_block_starts_as_the_identity():
+def test_starts_at_zero_with_blocks_that_do_nothing():
     """Blocks keep what they get where neither width nor resolution changes."""
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
-    module = ADM(**{**TINY, "ch_mult": (1,)}, head_channels=4)
-    _, state = module.init_with_output(
-        jax.random.key(1), x, 500.0, capture_intermediates=True, mutable=True
-    )
-    seen = {
-        name: stored["__call__"][0]
-        for name, stored in state["intermediates"].items()
-        if "_" in name and "__call__" in stored
-    }
-    np.testing.assert_array_equal(seen["middle_block_1"], seen["conv_in"])
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+
+    @jax.jit
+    def run(key):
+        return SMALL.init_with_output(key, x, 500.0, capture_intermediates=True, mutable=True)
+
+    out, state = jax.device_get(run(jax.random.key(1)))
+    np.testing.assert_array_equal(out, 0)
+    seen = state["intermediates"]
+    middle, start = (seen[name]["__call__"][0] for name in ("middle_block_1", "conv_in"))
+    np.testing.assert_array_equal(middle, start)
+    layer = state["params"]["middle_block_0"]["conv_0"]
+    for leaf in (layer["kernel"], layer["bias"]):
+        assert 0.6 / np.sqrt(9 * 8) < np.abs(leaf).max() <= 1 / np.sqrt(9 * 8)
 
 
 def test_both_orders_are_the_same_attention():
@@ -174,17 +146,18 @@ def test_both_orders_are_the_same_attention():
 
 def test_small_image_is_enlarged_between_pixel_centres():
     """A ramp stays one, but for the half pixel at the edges."""
-    module = ADMSuperResolution(**TINY, head_channels=4)
+    attributes = dict(ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_groups=4)
+    module = ADMSuperResolution(**attributes)
     x, low_res = (
         jnp.zeros((1, 8, 8, 1)),
         jnp.arange(4.0).reshape(1, 1, 4, 1) * jnp.ones((1, 4, 1, 1)),
     )
-    plain = ADM(**TINY, head_channels=4, channels=1)
+    plain = ADM(**attributes, channels=1)
     variables = random_parameters(plain, 1, 8, 8, 2)
     row = np.array([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
     enlarged = jnp.broadcast_to(row[:, None], (1, 8, 8, 1)).astype(jnp.float32)
-    want = plain.apply(variables, jnp.concatenate([x, enlarged], -1), 500.0)
-    out = module.apply(variables, x, 500.0, low_res=low_res)
+    want = jax.jit(plain.apply)(variables, jnp.concatenate([x, enlarged], -1), 500.0)
+    out = jax.jit(module.apply)(variables, x, 500.0, low_res=low_res)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="low_res must be one image a sample"):
         shapes(module, 2, 8, 8, 1, low_res=low_res)
