@@ -24,6 +24,8 @@ from diffjax.workdir import CONFIG_FILE, check_workdir, save_config
 
 __all__ = ["run"]
 
+# What a network can be part of.
+SYSTEMS = {"diffusion": components.NETWORKS, "noisy_classifier": components.CLASSIFIERS}
 # Attributes of a module that a config says elsewhere, or not at all.
 ELSEWHERE = ("name", "parent", "num_classes", "learned_variance")
 
@@ -78,13 +80,21 @@ def run(
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state)
     save_config(experiment.config, workdir)
+    say(_told(family, published.module, experiment.shape, state, workdir))
+
+
+def _told(family: str, module: nn.Module, shape: Sequence[int], state: TrainState, workdir) -> str:
+    """What was converted, how it was understood, and what can be done with it."""
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    shape = "x".join(map(str, experiment.shape))
-    classes = f", {experiment.num_classes} classes" if experiment.num_classes else ""
-    say(f"converted {size:,} parameters of family {family}: {shape}{classes}")
-    for name, value in experiment.config.model.items():
-        say(f"  {name} = {value}")
-    say(f"draw from it: python main.py --mode sample --workdir {workdir}")
+    classes = getattr(module, "num_classes", 0)
+    title = f"converted {size:,} parameters of family {family}: {type(module).__name__} for "
+    title += "x".join(map(str, shape)) + (f", {classes} classes" if classes else "")
+    defaults = _options(type(module)())
+    attributes = [f"  {k} = {v}" for k, v in _options(module).items() if v != defaults.get(k)]
+    use = f"python main.py --mode sample --workdir {workdir}"
+    if type(module) in components.CLASSIFIERS.values():
+        use = f"--config.sample.classifier={workdir} where a run is drawn from"
+    return "\n".join([title, *attributes, f"use it by: {use}"])
 
 
 @contextlib.contextmanager
@@ -101,12 +111,15 @@ def _config(
 ) -> ml_collections.ConfigDict:
     """The config of a published network: that of the file, or the authors' settings."""
     module = published.module
-    names = {kind: name for name, kind in components.NETWORKS.items()}
+    names = {
+        kind: (system, name) for system, kinds in SYSTEMS.items() for name, kind in kinds.items()
+    }
     if type(module) not in names:
         raise ValueError(
             f"a workdir is drawn from, but {type(module).__name__} draws no images by itself: load "
             "it in Python with diffjax.convert.from_torch"
         )
+    system, network = names[type(module)]
     _, height, width, channels = published.input_shape
     if channels not in (1, 3):
         raise ValueError(
@@ -121,7 +134,7 @@ def _config(
     else:
         config = configuration.load(file)
     classes = getattr(module, "num_classes", 0)
-    config.network, config.model = names[type(module)], _options(module)
+    config.system, config.network, config.model = system, network, _options(module)
     config.data.update(shape=(height, width, channels), conditional=classes > 0)
     if classes:
         config.data.num_classes = classes
@@ -146,7 +159,9 @@ def _options(module: nn.Module) -> dict[str, Any]:
 
 def _check_config(config: ml_collections.ConfigDict, classes: int, published) -> None:
     """Raises a ValueError if the config describes another network than the checkpoint's."""
-    described = components.network(config, classes)
+    judges = config.system == "noisy_classifier"
+    make = components.classifier_network if judges else components.network
+    described = make(config, classes)
     if described != published.module or tuple(config.data.shape) != published.input_shape[1:]:
         fields = {
             field: (getattr(published.module, field, None), getattr(described, field, None))

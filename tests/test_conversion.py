@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax import checkpoint, configuration, convert, evaluation, experiment, train
+from diffjax import checkpoint, configuration, convert, evaluation, experiment, sampling, train
 from diffjax.workdir import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -198,14 +198,32 @@ def test_a_checkpoint_of_something_else(family, given, message, files, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_what_draws_nothing_by_itself(tmp_path, capsys):
-    classifier = CASES["adm"] | dict(out_channels=3, pool="adaptive")
-    published = convert.published("adm", **classifier)
-    zeros = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, np.float32),
-        jax.eval_shape(published.module.init, jax.random.key(0), np.zeros((1, 4, 4, 1)), 0.0),
-    )
-    np.savez(tmp_path / "model.npz", **convert.to_torch("adm", zeros, **classifier))
+def converted_zeros(path, **case):
+    """Writes a checkpoint of ADM's, every weight of it zero."""
+    published = convert.published("adm", **(CASES["adm"] | case))
+    images = {"low_res": np.zeros((1, 4, 4, 1))} if "super_resolution" in case else {}
+    x = np.zeros(published.input_shape)
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), x, 0.0, **images)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
+    np.savez(path, **convert.to_torch("adm", zeros, **(CASES["adm"] | case)))
+
+
+def test_a_classifier_guides(tmp_path, capsys):
+    """Converted like the rest, and then named by whom it guides."""
+    converted_zeros(tmp_path / "model.npz", out_channels=3, pool="adaptive")
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm", f"--architecture={TELL['adm']}"]
+    assert run("convert", tmp_path / "run", *given) == 0
+    assert f"--config.sample.classifier={tmp_path}/run" in capsys.readouterr().out
+    classifier = sampling.load_classifier(tmp_path / "run")
+    assert classifier.num_classes == 3 and classifier.shape == (4, 4, 1)
+    told = classifier.log_probabilities(np.zeros((2, 4, 4, 1), np.float32), 0.5)
+    np.testing.assert_allclose(told, -np.log(3), rtol=1e-6)
+
+
+def test_what_draws_nothing_by_itself(tmp_path, capsys):
+    converted_zeros(tmp_path / "model.npz", super_resolution=True)
+    given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm"]
+    given += [f"--architecture={TELL['adm']} in_channels=1"]
     assert run("convert", tmp_path / "run", *given) == 2
-    assert "ADMClassifier draws no images by itself" in capsys.readouterr().err
+    assert "ADMSuperResolution draws no images by itself" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

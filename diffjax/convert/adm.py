@@ -133,12 +133,12 @@ def _published(
         dropout=dropout,
         time_scale=1000 / diffusion_steps if rescale_timesteps else 1.0,
     )
+    learned = pool is None and out_channels == 2 * in_channels
     if pool is not None:
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}; there are {', '.join(filter(None, POOLS))}")
         module = ADMClassifier(num_classes=out_channels, pool=pool, **shared)
     else:
-        learned = out_channels == 2 * in_channels
         module = (ADMSuperResolution if super_resolution else ADM)(
             num_heads_upsample=max(num_heads_upsample, 0),
             channels=None if learned or out_channels == in_channels else out_channels,
@@ -153,7 +153,7 @@ def _published(
         (1, image_size, image_size, in_channels),
         functools.partial(_official_name, module, modules, image_size),
         window=functools.partial(_window, pool),
-        settings=_settings(out_channels == 2 * in_channels, noise_schedule, diffusion_steps),
+        settings=_settings(learned, noise_schedule, diffusion_steps),
     )
 
 
