@@ -125,8 +125,8 @@ def test_a_gaussian_takes_one_step(x64):
 def test_fewer_errors_at_few_calls(x64):
     """On the mixture with statistics of its own: below DPM-Solver++ of third order, and UniPC."""
     predict, x = MIXTURE.predict(SCHEDULE), start(64)
-    x0 = MIXTURE.sample(jax.random.key(1), 256)
-    fitted = jax.jit(lambda key: statistics(predict, SCHEDULE, x0, key, points=61))(
+    x0 = MIXTURE.sample(jax.random.key(1), 128)
+    fitted = jax.jit(lambda key: statistics(predict, SCHEDULE, x0, key, points=41))(
         jax.random.key(0)
     )
     fine = solvers.singlestep(SCHEDULE)

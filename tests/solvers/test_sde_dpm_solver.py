@@ -78,9 +78,9 @@ def test_first_order_is_ancestral_sampling(x64):
 
 @functools.cache
 def along_one_path(expansion, order):
-    """Errors at 8, 16, ... steps against 512, all with the noise of one Brownian path."""
+    """Errors at 8, 16 and 32 steps against 256, all with the noise of one Brownian path."""
     with jax.enable_x64(True):
-        x = jax.random.normal(jax.random.key(0), (64, 2))
+        x = jax.random.normal(jax.random.key(0), (16, 2))
         ends = dict(t_start=0.6, t_end=0.05)
         path = brownian_path(
             SCHEDULE, jax.random.key(1), x.shape, expansion=expansion, tolerance=1e-5, **ends
@@ -88,7 +88,7 @@ def along_one_path(expansion, order):
         solver = sde_multistep(SCHEDULE, expansion, order=order, path=path)
         run = jax.jit(lambda ts: solve(solver, GAUSSIAN, x, ts).x)
         fine, *coarse = (
-            run(timesteps.log_snr(SCHEDULE, steps, **ends)) for steps in (512, 8, 16, 32)
+            run(timesteps.log_snr(SCHEDULE, steps, **ends)) for steps in (256, 8, 16, 32)
         )
         return [float(jnp.sqrt(jnp.mean((end - fine) ** 2))) for end in coarse]
 
