@@ -169,6 +169,10 @@ MISTAKES = {
         "sample.options",
         "did you mean 'eta'",
     ),
+    "unknown option of a preset": (
+        fresh("sample.solver=dpm_solver_pp_3m", "sample.options.ordr=2"),
+        "config.sample.options: multistep has no option 'ordr'; did you mean 'order'",
+    ),
     "solver option of another kind": (
         fresh("sample.solver=ddim", "sample.options.eta=much"),
         "config.sample.options.eta must be a number; got 'much'",

@@ -140,6 +140,11 @@ def dpm_solver_v3(
         return Plan(level, -start / over.alpha, ahead, back)
 
     def init(x: Array) -> Memory:
+        if jnp.broadcast_shapes(curves.shape[2:], x.shape[1:]) != x.shape[1:]:
+            raise ValueError(
+                f"dpm_solver_v3: statistics of data of shape {curves.shape[2:]} do not fit x of "
+                f"shape {x.shape}: fit them to data like x"
+            )
         kept = order if corrector else order - 1
         return Memory(x, (jnp.zeros_like(x),) * kept)
 

@@ -9,6 +9,7 @@ import pytest
 from diffjax import analytic, solvers
 from diffjax.schedules import EDM, VPLinear
 from diffjax.solvers import Solver, solve, timesteps
+from diffjax.solvers.unipc import unipc
 
 PREDICT = analytic.Mixture(np.eye(2), 0.1).predict(VPLinear())
 TS = np.array([1.0, 0.5, 0.1], np.float32)
@@ -115,5 +116,21 @@ def test_mistakes_with_solvers(call, message):
 @pytest.mark.parametrize("denoise", [False, True])
 def test_a_recipe_makes_exactly_the_calls_asked_for(name, denoise):
     recipe = solvers.recipe(name, VPLinear(), 6 + denoise, grid="log_snr", denoise=denoise)
-    solution = solvers.run(recipe, PREDICT, X, jax.random.key(0))
-    assert solution.nfe == recipe.calls == 6 + denoise
+    nfe = []
+
+    def run(x, key):
+        solution = solvers.run(recipe, PREDICT, x, key)
+        nfe.append(solution.nfe)
+        return solution.x
+
+    assert jax.eval_shape(run, X, jax.random.key(0)).shape == X.shape
+    assert nfe[0] == recipe.calls == 6 + denoise
+
+
+def test_a_recipe_takes_the_options_of_its_solver():
+    recipe = solvers.recipe("unipc", VPLinear(), 7, order=2, variant="bh1", expansion="eps")
+    own = unipc(VPLinear(), "eps", order=2, variant="bh1")
+    ends = [solve(solver, PREDICT, X, recipe.ts).x for solver in (recipe.solver, own)]
+    chex.assert_trees_all_equal(*ends)
+    with pytest.raises(ValueError, match="unexpected keyword argument 'orders'"):
+        solvers.recipe("dpm_solver_pp_3m", VPLinear(), 7, orders=3)

@@ -176,6 +176,17 @@ def test_collocation_is_exact_for_polynomials():
             "does not fit curves of 2 points",
         ),
         (
+            lambda: solve(
+                dpm_solver_v3(
+                    SCHEDULE, Statistics(jnp.arange(2.0), *(jnp.ones((2, 2)) for _ in "lsb"))
+                ),
+                MIXTURE.predict(SCHEDULE),
+                jnp.zeros((6, 1)),
+                jnp.array([1.0, 0.5]),
+            ),
+            r"statistics of data of shape \(2,\) do not fit x of shape \(6, 1\)",
+        ),
+        (
             lambda: statistics(
                 MIXTURE.predict(SCHEDULE), SCHEDULE, jnp.zeros((6, 2)), jax.random.key(0), points=1
             ),
