@@ -80,6 +80,9 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 LIMITS = {"static": guidance.threshold, "dynamic": guidance.dynamic_threshold}
 
+# Objectives of a chain, in place of a target; what else they take stands with the weighting's.
+BOUNDS = {"hybrid": losses.hybrid, "variational": losses.variational}
+
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
@@ -156,9 +159,11 @@ def times(config: ml_collections.ConfigDict, schedule: Schedule) -> Callable[...
 
 
 def objective(config: ml_collections.ConfigDict) -> Objective:
-    """The loss: a target without weighting, or ``x0`` with one."""
+    """The loss: a target without weighting, ``x0`` with one, or a bound of a chain."""
     loss = config.loss
-    choose("loss.target", loss.target, losses.TARGETS)
+    choose("loss.target", loss.target, losses.TARGETS | BOUNDS)
+    if loss.target in BOUNDS:
+        return _bound(config)
     if not loss.weighting:
         if loss.weighting_options:
             raise ValueError("config.loss.weighting_options are set, but not config.loss.weighting")
@@ -173,6 +178,23 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
     if make is losses.edm_weight:
         options.setdefault("sigma_data", config.prediction.sigma_data)
     return functools.partial(losses.weighted_x0, weighting=make(**options))
+
+
+def _bound(config: ml_collections.ConfigDict) -> Objective:
+    """Improved DDPM's losses, which are of the steps of a chain and of its learned variances."""
+    loss, make = config.loss, BOUNDS[config.loss.target]
+    target = f"config.loss.target={loss.target!r}"
+    if loss.weighting:
+        raise ValueError(f"{target} takes no weighting: set config.loss.weighting to ''")
+    if loss.times != "discrete":
+        raise ValueError(
+            f"{target} is a loss of the steps of a chain: set config.loss.times to 'discrete'"
+        )
+    taken = ("predict", "schedule", "x0", "t", "noise")
+    options = keywords("loss.weighting_options", make, loss.weighting_options, reserved=taken)
+    if options.get("variance", "learned") == "learned" and not config.prediction.learned_variance:
+        raise ValueError(f"{target} trains variances: set config.prediction.learned_variance")
+    return functools.partial(make, **options)
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

@@ -216,6 +216,16 @@ MISTAKES = {
         "config.sample",
         "learned variances",
     ),
+    "bound without a chain": (
+        fresh("loss.target=hybrid", "loss.weighting=", "loss.weighting_options={}"),
+        "loss.target='hybrid'",
+        "config.loss.times to 'discrete'",
+    ),
+    "weighted bound": (fresh("loss.target=hybrid"), "loss.target='hybrid'", "no weighting"),
+    "bound without a variance": (
+        fresh("loss.target=hybrid", config=f"{ROOT}/configs/digits/ddpm.py:quick"),
+        "set config.prediction.learned_variance",
+    ),
     "optimiser that needs more": (
         fresh("optimizer.name=lbfgs", "optimizer.options={}"),
         "config.optimizer",

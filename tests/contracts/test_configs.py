@@ -1,5 +1,6 @@
 """What every file below configs/ owes: it builds, traces, stores itself, and says how to run it."""
 
+import functools
 import pathlib
 import re
 import runpy
@@ -20,8 +21,11 @@ SOURCES = [
     for file in FILES
     for variant in ("", *VARIANTS[file])
 ]
-# The sections that an update depends on.
-TRAINED = ("data", "loss", "model", "network", "optimizer", "prediction", "schedule")
+# What decides how an update goes, how samples are drawn, and what is built; nothing is gained by
+# tracing the same at several sizes.
+TRAINED = ("system", "network", "loss", "prediction", "optimizer.name")
+SAMPLED = ("system", "network", "prediction", "sample.solver", "sample.options")
+BUILT = ("system", "network", "model", "prediction", "data.shape", "data.conditional", "data.num")
 
 each = pytest.mark.parametrize("source", SOURCES)
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -31,39 +35,44 @@ def load(source):
     return configuration.load(ROOT / source)
 
 
-def opened(config):
-    """The experiment; data that need a download stay closed, their shape is in the config."""
-    return build(config, open_data=not config.data.source.startswith("tfds:"))
+@functools.cache
+def prepared(source):
+    """The experiment, and the shapes of its state.
+
+    Data that need a download stay closed, their shape is in the config.
+    """
+    config = load(source)
+    experiment = build(config, open_data=not config.data.source.startswith("tfds:"))
+    batch = abstract_batch(experiment, 1)
+    return experiment, jax.eval_shape(experiment.system.init, jax.random.key(0), batch)
 
 
-def once_each(sources):
-    """Of configs that differ in sampling alone, the first."""
+def once_each(fields):
+    """Of the configs that are alike in these fields, the first with the smallest images."""
     first = {}
-    for source in sources:
-        values = load(source).to_dict()
-        first.setdefault(repr([values[name] for name in sorted(values) if name in TRAINED]), source)
+    for source in sorted(SOURCES, key=lambda source: load(source).data.get("shape", (0,))):
+        flat = configuration.flatten(load(source).to_dict())
+        parts = {name: value for name, value in flat.items() if name.startswith(fields)}
+        first.setdefault(repr(sorted(parts.items())), source)
     return list(first.values())
 
 
-@pytest.mark.parametrize("source", once_each(SOURCES))
+@pytest.mark.parametrize("source", once_each(TRAINED))
 def test_update_traces(source):
-    experiment = opened(load(source))
+    experiment, state = prepared(source)
     batch = abstract_batch(experiment, 2 * experiment.config.train.microbatches)
-    key = jax.random.key(0)
-    state = jax.eval_shape(experiment.system.init, key, batch)
-    after, metrics = jax.eval_shape(experiment.system.update, state, batch, key)
+    after, metrics = jax.eval_shape(experiment.system.update, state, batch, jax.random.key(0))
     assert after == state
     assert metrics["loss"].shape == ()
 
 
-@each
+@pytest.mark.parametrize("source", once_each(SAMPLED))
 def test_samples_trace(source):
-    experiment = opened(load(source))
+    experiment, state = prepared(source)
     if experiment.system.sample is None:  # then it is scored by its own measures
         assert experiment.system.evaluate is not None
         return
     sample = experiment.config.sample
-    state = jax.eval_shape(experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1))
     labels = jnp.zeros(2, int) if experiment.num_classes else None
     drawn = []
 
@@ -74,6 +83,15 @@ def test_samples_trace(source):
 
     assert jax.eval_shape(images, state).shape == (2, *experiment.shape)
     assert drawn[0].nfe == sample.calls * (1 if sample.guidance == 1 else 2)
+
+
+@pytest.mark.parametrize("source", once_each(BUILT))
+def test_builds_the_network_that_the_file_counts(source):
+    _, state = prepared(source)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    text = (ROOT / source.partition(":")[0]).read_text()
+    counted = re.findall(r"\b([\d,]+) parameters", text)
+    assert f"{size:,}" in counted or not counted
 
 
 @each
