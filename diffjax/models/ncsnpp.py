@@ -59,7 +59,6 @@ class NCSNpp(nn.Module):
         scale_by_sigma: Whether the output is divided by the noise level: the time itself under
             ``'log_fourier'``, that of ``sigmas`` under ``'positional'``.
         sigmas: Smallest level, largest and how many: a geometric scale, index 0 the *largest*.
-        augment_features: Length of a vector that says how the image was augmented (EDM: 9).
         num_classes: Number of classes, 0 for an unconditional network. Index ``num_classes`` is
             the null label.
         learned_variance: Whether to double the output channels; the second half is for the
@@ -82,7 +81,6 @@ class NCSNpp(nn.Module):
     centered: bool = True
     scale_by_sigma: bool = False
     sigmas: tuple[float, float, int] = (0.01, 50.0, 1000)
-    augment_features: int = 0
     num_classes: int = 0
     learned_variance: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -94,7 +92,7 @@ class NCSNpp(nn.Module):
         time: Array,
         labels: Array | None = None,
         *,
-        augment: Array | None = None,
+        augmentation: Array | None = None,
         train: bool = False,
     ) -> Array:
         """Applies the network.
@@ -103,7 +101,8 @@ class NCSNpp(nn.Module):
             x: Images ``(batch, height, width, channels)``.
             time: As ``time_embedding`` says, ``()`` or ``(batch,)``.
             labels: Class indices ``(batch,)``, or None for the null label.
-            augment: How each image was augmented, ``(batch, augment_features)``; None for not.
+            augmentation: How each image was augmented, ``(batch, k)`` (EDM: 9 numbers), or None for
+                not at all, which is the same as zeros.
             train: Whether dropout is on (then ``rngs={'dropout': key}`` is needed).
 
         Returns:
@@ -114,7 +113,7 @@ class NCSNpp(nn.Module):
         """
         self._check(x)
         time = as_batch_of_times(time, x.shape[0])
-        conditioning = self._conditioning(time, labels, augment, x.shape[0])
+        conditioning = self._conditioning(time, labels, augmentation, x.shape[0])
         x = x if self.centered else 2 * x - 1
 
         h = self._down(x.astype(self.dtype), conditioning, train)
@@ -220,7 +219,7 @@ class NCSNpp(nn.Module):
         return self._conv(features, f"{name}_conv", kernel_init)(h)
 
     def _conditioning(
-        self, time: Array, labels: Array | None, augment: Array | None, batch: int
+        self, time: Array, labels: Array | None, augmentation: Array | None, batch: int
     ) -> Array:
         """Embeds time, label and augmentation into one vector of ``4 ch``, for every block."""
         if self.time_embedding == "positional":
@@ -239,10 +238,8 @@ class NCSNpp(nn.Module):
         def dense(size, name, use_bias=True):
             return nn.Dense(size, use_bias=use_bias, kernel_init=init, dtype=self.dtype, name=name)
 
-        if self.augment_features:
-            if augment is None:
-                augment = jnp.zeros((1, self.augment_features))
-            h += dense(features, "augment", use_bias=False)(augment)
+        if augmentation is not None:
+            h += dense(features, "augmentation", use_bias=False)(augmentation)
         h = dense(4 * self.ch, "time_dense_0")(h)
         return dense(4 * self.ch, "time_dense_1")(nn.swish(h))
 

@@ -1,5 +1,7 @@
 """NCSN++ and DDPM++. Their outputs are compared with the official ones in tests/convert."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from diffjax.models.resampling import downsample, filtered, upsample
 TINY = NCSNpp(ch=16, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(2,))
 FLAT = TINY.clone(ch_mult=(1,), attn_resolutions=())  # of one level: quick to compile
 FIR = (1, 3, 3, 1)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 LOPSIDED = (4, 3, 2, 1)
 
 
@@ -103,7 +106,10 @@ NCSN = dict(fir_kernel=FIR, progressive_input="residual")
     ],
 )
 def test_parameter_counts_of_edm(attributes, parameters):
-    assert count(NCSNpp(augment_features=9, **attributes), 1, 32, 32, 3) == parameters
+    """Which are told of nine properties of an augmented image."""
+    init, x = NCSNpp(**attributes).init, jnp.zeros((1, 32, 32, 3))
+    made = jax.eval_shape(functools.partial(init, augmentation=jnp.zeros((1, 9))), KEY, x, 0.0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(made)) == parameters
 
 
 def test_attention_is_where_asked():
@@ -176,14 +182,14 @@ def test_a_score_is_divided_by_its_noise_level():
 
 
 def test_augmentation_is_told_and_zero_is_none():
-    module = FLAT.clone(augment_features=9)
-    params = random_parameters(module, 1, 4, 4, 1)
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
-    apply = jax.jit(lambda augment: module.apply(params, x, 5.0, augment=augment))
-    none, turned = np.split(apply(jnp.concatenate([jnp.zeros((1, 9)), jnp.ones((1, 9))])), 2)
-    plain = apply(None)
-    np.testing.assert_allclose(none, plain[:1], rtol=1e-4, atol=1e-4)
-    assert np.abs(turned - plain[1:]).max() > 1e-2
+    x, zeros = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.zeros((2, 9))
+    made = jax.eval_shape(functools.partial(FLAT.init, augmentation=zeros), KEY, x, 0.0)
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda a: 0.3 * draw(a.shape, np.float32), made)
+    apply = jax.jit(lambda augmentation: FLAT.apply(params, x, 5.0, augmentation=augmentation))
+    both, plain = apply(zeros.at[1].set(1)), apply(None)
+    np.testing.assert_allclose(both[0], plain[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(both[1] - plain[1]).max() > 1e-2
 
 
 def test_starts_at_almost_zero():
