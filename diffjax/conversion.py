@@ -63,6 +63,7 @@ def run(
     with _about(checkpoint):
         published = convert.published(family, **convert.infer(family, tensors, **given))
         convert.check(published, tensors)
+        published = published._replace(module=published.in_runs or published.module)
         made = _config(published, config)
     made = configuration.override(made, overrides)
     check_workdir(made, workdir)

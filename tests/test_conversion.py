@@ -8,7 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax import checkpoint, configuration, convert, evaluation, experiment, sampling, train
+from diffjax import (
+    checkpoint,
+    configuration,
+    convert,
+    evaluation,
+    experiment,
+    prediction,
+    sampling,
+    train,
+)
+from diffjax.schedules import VE
 from diffjax.workdir import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -227,3 +237,61 @@ def test_what_draws_nothing_by_itself(tmp_path, capsys):
     assert run("convert", tmp_path / "run", *given) == 2
     assert "ADMSuperResolution draws no images by itself" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+INPUTS = np.zeros((1, 4, 4, 1), np.float32), 1.0
+SCORE_NETWORKS = {
+    "ncsnpp": dict(
+        image_size=4,
+        num_channels=1,
+        nf=8,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(2,),
+        embedding_type="fourier",
+        centered=False,
+        scale_by_sigma=True,
+    ),
+    "uvit": dict(img_size=4, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2),
+}
+
+
+@pytest.mark.parametrize("family", SCORE_NETWORKS)
+def test_networks_of_continuous_time_become_runs(family, tmp_path):
+    """Their processes and samplers go with them."""
+    case = SCORE_NETWORKS[family]
+    published = convert.published(family, **case)
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), *INPUTS)
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda leaf: 0.1 * draw(leaf.shape, np.float32), tree)
+    np.savez(tmp_path / "model.npz", **convert.to_torch(family, params, **case))
+    told = [f"{k}={v}".replace(" ", "").replace("(", "").replace(")", "") for k, v in case.items()]
+    options = [f"--checkpoint={tmp_path / 'model.npz'}", f"--family={family}"]
+    options += [f"--architecture={' '.join(told)}", "--config.sample.calls=3"]
+    assert run("convert", tmp_path / "run", *options, "--config.sample.number=2") == 0
+    assert run("sample", tmp_path / "run") == 0
+    config = load_config(tmp_path / "run")
+    assert config.schedule.name == {"ncsnpp": "ve", "uvit": "vp_linear"}[family]
+
+
+def test_a_score_of_images_from_zero_to_one_is_the_noise_of_ours():
+    """``u = (x + 1) / 2`` has half the noise, and its score is ``-eps`` over that."""
+    published = convert.published("ncsnpp", **SCORE_NETWORKS["ncsnpp"])
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), *INPUTS)
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda leaf: 0.3 * draw(leaf.shape, np.float32), tree)
+    x, noise = draw((2, 4, 4, 1)).astype(np.float32), np.float32(3.0)
+    t = np.log(noise / 0.02) / np.log(100 / 0.02)
+
+    @jax.jit
+    def both(params):
+        run = prediction.network_predict(
+            lambda x, label: published.in_runs.apply(params, x, label),
+            VE(0.02, 100.0),
+            prediction.parametrization(published.settings["prediction.parametrization"]),
+        )
+        return run(x, t).eps, published.module.apply(params, (x + 1) / 2, noise / 2)
+
+    eps, score = both(params)
+    np.testing.assert_allclose(eps, -noise / 2 * score, rtol=1e-4, atol=1e-4)
+    assert published.settings["schedule.options"] == dict(sigma_min=0.02, sigma_max=100.0)

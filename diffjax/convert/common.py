@@ -41,6 +41,8 @@ class Published(NamedTuple):
         settings: Fields of a config that go with the weights, such as ``'schedule.name'``: how the
             authors trained them and drew from them.
         ignored: Whether a tensor of that name means nothing, and may be there or not.
+        in_runs: The network as a run has it, on images in [-1, 1], where the authors' is on others;
+            its variables are the same.
     """
 
     module: nn.Module
@@ -50,6 +52,7 @@ class Published(NamedTuple):
     window: Callable[[str], tuple[int, ...]] | None = None
     settings: Mapping[str, Any] = {}
     ignored: Callable[[str], bool] = lambda name: False
+    in_runs: nn.Module | None = None
 
 
 class Source(NamedTuple):

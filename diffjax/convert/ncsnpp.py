@@ -208,8 +208,29 @@ def published(
         official_name,
         constants={"sigmas": np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_scales))},
         window=lambda name: (1, 1) if re.search(dense_here, name) else (),
-        settings={} if scale_by_sigma else VP_SETTINGS,
+        settings=VP_SETTINGS if not scale_by_sigma else _ve_settings(module, image_size),
+        # On images in [-1, 1], with what is divided by the noise left to the parametrisation.
+        in_runs=module.clone(centered=True, scale_by_sigma=False),
     )
+
+
+def _ve_settings(module: NCSNpp, image_size: int) -> dict[str, Any]:
+    """How the variance-exploding networks were trained, on images in [0, 1], and drawn from.
+
+    Those that are told an index of their table of noise levels have none: a run tells the level.
+    """
+    if module.time_embedding != "log_fourier":
+        return {}
+    smallest, largest, number = module.sigmas
+    snr = {256: 0.075, 1024: 0.15}.get(image_size, 0.16)
+    return {
+        "schedule.name": "ve",
+        "schedule.options": dict(sigma_min=2.0 * smallest, sigma_max=2.0 * largest),
+        "prediction.parametrization": "ve",
+        "sample.solver": "predictor_corrector",
+        "sample.options": dict(predictor="reverse_diffusion", corrector="langevin", snr=snr),
+        "sample.calls": 2 * number + 1,  # two a step, and the step to the data
+    }
 
 
 def infer(tensors: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]:
