@@ -216,7 +216,7 @@ MISTAKES = {
         "config.sample",
         "learned variances",
     ),
-    "bound without a chain": (
+    "loss of the bound without a chain": (
         fresh("loss.target=hybrid", "loss.weighting=", "loss.weighting_options={}"),
         "loss.target='hybrid'",
         "config.loss.times to 'discrete'",
