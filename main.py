@@ -9,6 +9,7 @@
 Modes
   train     trains, or goes on with the run in the workdir
   sample    draws samples from the run in the workdir
+  fit       learns the grid and weights of --config.sample.calls calls for the run in the workdir
   evaluate  scores samples of the run in the workdir against its data
   stats     writes feature statistics of the config's data into the workdir
   dry_run   prints the config, and what an update takes: parameters, FLOPs, memory; writes nothing
@@ -108,7 +109,7 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
         from diffjax.sampling import load_classifier
 
         classifier = load_classifier(config.sample.classifier)
-    open_data = mode not in ("sample", "dry_run")
+    open_data = mode not in ("sample", "fit", "dry_run")
     experiment = experiments.build(config, open_data=open_data, classifier=classifier)
     MODES[mode](experiment, workdir)
 
@@ -138,6 +139,13 @@ def sample(experiment, workdir: str) -> None:
     from diffjax import sampling
 
     sampling.sample(experiment, _restore(experiment, workdir), workdir)
+
+
+def fit(experiment, workdir: str) -> None:
+    """Learns a sampler for the newest checkpoint."""
+    from diffjax import fitting
+
+    fitting.fit(experiment, _restore(experiment, workdir), workdir)
 
 
 def evaluate(experiment, workdir: str) -> None:
@@ -203,6 +211,7 @@ def demo(experiment, workdir: str) -> None:
 MODES = {
     "train": train,
     "sample": sample,
+    "fit": fit,
     "evaluate": evaluate,
     "stats": stats,
     "convert": convert,

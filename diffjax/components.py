@@ -24,7 +24,7 @@ from diffjax.losses import Slots
 from diffjax.options import about, choose, keywords, unknown
 from diffjax.prediction import Parametrization, Prediction
 from diffjax.schedules import Discrete, Schedule, half_log_snr
-from diffjax.solvers import Recipe, timesteps
+from diffjax.solvers import Recipe, learned, timesteps
 from diffjax.systems import NoisyClassifier, Request, sampler
 from diffjax.systems.diffusion import Draw, Objective
 from diffjax.typing import Array
@@ -65,6 +65,7 @@ PREDICTORS: dict[str, type[nn.Module]] = {
     "noise_level_conv": models.NoiseLevelConv,
     "noise_level_mlp": models.NoiseLevelMLP,
 }
+LEARNED = "learned"  # a sampler that was fitted, where a solver would be named
 EMPIRICAL = "empirical"  # the training set itself, where a network would be named
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -246,7 +247,10 @@ def recipe(config: ml_collections.ConfigDict, schedule: Schedule, **given) -> Re
     """Solver and grid; ``given`` are arguments of the solver that no config can hold."""
     sample = config.sample
     choose("sampler", config.sampler, {"solver": solvers.recipe})
-    solver = choose("sample.solver", sample.solver, solvers.SOLVERS)
+    named = {**solvers.SOLVERS, LEARNED: learned.load}
+    solver = choose("sample.solver", sample.solver, named)
+    if sample.solver == LEARNED:
+        return _learned(config, schedule)
     choose("sample.grid", sample.grid, timesteps.GRIDS)
     with about("sample"):
         options = keywords(
@@ -261,6 +265,22 @@ def recipe(config: ml_collections.ConfigDict, schedule: Schedule, **given) -> Re
             **options,
             **given,
         )
+
+
+def _learned(config: ml_collections.ConfigDict, schedule: Schedule) -> Recipe:
+    """A learned sampler, which has its own grid and ends with the step to the data."""
+    with about("sample"):
+        options = keywords("sample.options", learned.load, config.sample.options)
+        fitted = learned.load(**options)
+        calls, start = fitted.times.shape[0], float(fitted.ts[0])
+        if calls != config.sample.calls:
+            raise ValueError(
+                f"{options['path']} makes {calls} calls, not calls={config.sample.calls}: fit one "
+                "with --mode fit"
+            )
+        if not np.isclose(start, schedule.t_max, rtol=1e-4):
+            raise ValueError(f"{options['path']} starts at t={start:g}: it is for another schedule")
+        return Recipe(learned.solver(fitted), fitted.ts, denoise=False)
 
 
 def draw(

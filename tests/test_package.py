@@ -27,6 +27,7 @@ LAYERS = [
         "conversion",
         "dry_run",
         "evaluation",
+        "fitting",
         "inception_features",
         "inception_scores",
         "logging",

@@ -1,6 +1,6 @@
 """Solvers of the reverse process, one file a family; each is a pure ``(init, step)``."""
 
-from diffjax.solvers import dpm_solver, timesteps, unipc
+from diffjax.solvers import dpm_solver, learned, optimal_grids, timesteps, unipc
 from diffjax.solvers.adams import deis, ipndm, lms, pndm, pseudo_runge_kutta
 from diffjax.solvers.adaptive import solve_adaptive
 from diffjax.solvers.ancestral import ancestral, ancestral_form
@@ -50,9 +50,11 @@ __all__ = [
     "heun_stochastic",
     "ipndm",
     "langevin",
+    "learned",
     "lms",
     "multistep",
     "one_step",
+    "optimal_grids",
     "pndm",
     "predictor_corrector",
     "probability_flow",

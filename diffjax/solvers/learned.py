@@ -12,6 +12,8 @@ and the shifted times ``tau`` of the calls are those of Tong et al. 2025 (LD3, a
 """
 
 import functools
+import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +28,7 @@ from diffjax.solvers.linear import Weights
 from diffjax.solvers.multistep import multistep
 from diffjax.typing import Array, Key
 
-__all__ = ["Fitted", "fit", "sample", "solver", "table"]
+__all__ = ["Fitted", "fit", "load", "sample", "save", "solver", "table"]
 
 # Predictions that a learned step may use: the newest and three before it.
 TERMS = 4
@@ -88,6 +90,27 @@ def solver(fitted: Fitted) -> Solver:
         return jnp.tensordot(row.astype(x.dtype), known, axes=1), known
 
     return Solver(init, step, evaluations=1, plan=lambda ts: (fitted.times, fitted.weights[1:]))
+
+
+def save(path: str | os.PathLike, fitted: Fitted) -> None:
+    """Writes a learned sampler as ``.npz``; its directory is made if need be."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{name: np.asarray(leaf) for name, leaf in fitted._asdict().items()})
+
+
+def load(path: str) -> Fitted:
+    """Reads what :func:`save` wrote.
+
+    Raises:
+        ValueError: There is no such file, or it holds something else.
+    """
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"there is no learned sampler {path}: make one with --mode fit")
+    try:
+        with np.load(path) as file:
+            return Fitted(*(jnp.asarray(file[name]) for name in Fitted._fields))
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{path} holds no learned sampler: {error}") from error
 
 
 def table(solver: Solver, schedule: Schedule, ts: Array) -> Array:
