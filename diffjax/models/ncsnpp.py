@@ -27,6 +27,9 @@ from diffjax.typing import Array
 
 __all__ = ["NCSNpp"]
 
+# Traced once for all blocks of the same shapes: there are up to 80 of them.
+SharedResBlock = nn.jit(ResBlock, static_argnums=3)
+
 
 class NCSNpp(nn.Module):
     """Predicts the score (or whatever it is trained on) of an image.
@@ -194,7 +197,7 @@ class NCSNpp(nn.Module):
         """Residual blocks and attention with what all of them share."""
 
         def block(h, features, name, resample=""):
-            module = ResBlock(
+            module = SharedResBlock(
                 features,
                 resample=resample,
                 kernel=self.fir_kernel,
