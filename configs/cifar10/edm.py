@@ -104,7 +104,7 @@ def conditional(config: ml_collections.ConfigDict) -> None:
 
 
 def ncsnpp(config: ml_collections.ConfigDict) -> None:
-    """56,395,523 parameters, and 128 frequencies of the time."""
+    """56,395,651 parameters, 128 of them fixed frequencies of the time."""
     config.model.update(
         fir_kernel=(1, 3, 3, 1), progressive_input="residual", time_embedding="fourier"
     )
