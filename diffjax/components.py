@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from diffjax import augmentation as augmentations
 from diffjax import bits, guidance, losses, models, schedules, solvers
 from diffjax import prediction as predictions
 from diffjax.losses import Slots
@@ -35,6 +36,7 @@ __all__ = [
     "NETWORKS",
     "PREDICTORS",
     "SCHEDULES",
+    "augmentation",
     "classifier_network",
     "draw",
     "learning_rate",
@@ -196,6 +198,34 @@ def _bound(config: ml_collections.ConfigDict) -> Objective:
     if options.get("variance", "learned") == "learned" and not config.prediction.learned_variance:
         raise ValueError(f"{target} trains variances: set config.prediction.learned_variance")
     return functools.partial(make, **options)
+
+
+def augmentation(
+    config: ml_collections.ConfigDict, shape: tuple[int, int, int]
+) -> augmentations.Augment | None:
+    """How training images are deformed, if they are: ``(images, keys) -> (images, told)``."""
+    loss = config.loss
+    if not loss.augmentation:
+        if loss.augmentation_options:
+            raise ValueError(
+                "config.loss.augmentation_options are set, but not config.loss.augmentation"
+            )
+        return None
+    make = choose("loss.augmentation", loss.augmentation, augmentations.AUGMENTATIONS)
+    module = choose("network", config.network, NETWORKS)
+    if "augmentation" not in inspect.signature(module.__call__).parameters:
+        raise ValueError(
+            f"config.loss.augmentation={loss.augmentation!r} must be told to the network, and "
+            f"network {config.network!r} cannot be told: set it to ''"
+        )
+    options = keywords(
+        "loss.augmentation_options", make, loss.augmentation_options, ("images", "keys")
+    )
+    deform = functools.partial(make, **options)
+    with about("loss.augmentation_options"):
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        jax.eval_shape(deform, jax.ShapeDtypeStruct((1, *shape), jnp.float32), keys)
+    return deform
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

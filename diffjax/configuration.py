@@ -100,6 +100,8 @@ FIELDS: dict[str, Rule] = {
     "loss.times": TEXT,
     "loss.times_options": OPTIONS,
     "loss.label_dropout": FRACTION,
+    "loss.augmentation": TEXT,
+    "loss.augmentation_options": OPTIONS,
     "optimizer.name": TEXT,
     "optimizer.options": OPTIONS,
     "optimizer.learning_rate": POSITIVE,
@@ -146,6 +148,8 @@ FIELDS: dict[str, Rule] = {
 # Filled in where a file leaves them out: what most experiments do without, and what runs stored by
 # an earlier version do not have.
 DEFAULTS: dict[str, Any] = {
+    "loss.augmentation": "",
+    "loss.augmentation_options": {},
     "sample.classifier": "",
     "evaluate.likelihood": "",
     "evaluate.likelihood_number": 256,

@@ -183,6 +183,7 @@ def _diffusion(experiment: Experiment) -> System:
         measure=measure,
         num_classes=num_classes,
         label_dropout=config.loss.label_dropout,
+        augment=components.augmentation(config, experiment.shape),
         ema_rates=config.optimizer.ema_rates,
         ema_warmup=config.optimizer.ema_warmup,
         sample_ema=config.sample.ema,

@@ -210,6 +210,21 @@ MISTAKES = {
         "betas",
     ),
     "weighted noise": (fresh("loss.target=eps"), "loss.weighting", "'x0'"),
+    "unknown augmentation": (
+        fresh("loss.augmentation=edn"),
+        "loss.augmentation",
+        "did you mean 'edm'",
+    ),
+    "options of no augmentation": (
+        fresh("loss.augmentation_options.zoom=0.1"),
+        "loss.augmentation_options",
+        "config.loss.augmentation",
+    ),
+    "augmentation that cannot be": (
+        fresh("loss.augmentation=edm", "loss.augmentation_options.border=white"),
+        "loss.augmentation_options",
+        "'reflect' or 'black'",
+    ),
     "budget": (fresh("sample.solver=heun"), "config.sample", "6 calls cannot be made", "5 or 7"),
     "learned variance without one": (
         fresh("sample.solver=ancestral", "sample.options.variance=learned"),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.models.embeddings import (
+    AugmentationEmbedding,
     LabelEmbedding,
     as_batch_of_times,
     grid_positions,
@@ -131,7 +132,13 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, time: Array, labels: Array | None = None, *, train: bool = False
+        self,
+        x: Array,
+        time: Array,
+        labels: Array | None = None,
+        *,
+        augmentation: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Applies the network.
 
@@ -139,6 +146,8 @@ class DiT(nn.Module):
             x: Images ``(batch, height, width, channels)``.
             time: Step index in 0..999 (fractions allowed), ``()`` or ``(batch,)``.
             labels: Class indices ``(batch,)``, or None for the null label.
+            augmentation: What was done to ``x``, ``(batch, k)`` (see ``augmentation``), or None for
+                nothing, which is the same as zeros.
             train: Without effect, as the published network has no dropout; the other networks
                 share the signature.
 
@@ -151,7 +160,7 @@ class DiT(nn.Module):
         del train
         self._check(x)
         batch, height, width, channels = x.shape
-        conditioning = self._conditioning(time, labels, batch)
+        conditioning = self._conditioning(time, labels, augmentation, batch)
 
         tokens = patchify(x.astype(self.dtype), self.patch_size)
         tokens = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patch_embed")(
@@ -190,11 +199,13 @@ class DiT(nn.Module):
         )(tokens)
         return unpatchify(tokens.astype(jnp.float32), self.patch_size, height)
 
-    def _conditioning(self, time: Array, labels: Array | None, batch: int) -> Array:
-        """Embeds time and label, for every block.
+    def _conditioning(
+        self, time: Array, labels: Array | None, augmentation: Array | None, batch: int
+    ) -> Array:
+        """Embeds what is told of the input, for every block.
 
         Returns:
-            Their sum ``(batch or 1, width)``; or both as tokens ``(batch, 2, width)``.
+            The sum ``(batch or 1, width)``; or time and label as tokens ``(batch, 2, width)``.
         """
 
         def dense(name):
@@ -206,6 +217,7 @@ class DiT(nn.Module):
         embed = LabelEmbedding(
             self.num_classes, self.width, stddev=0.02, dtype=self.dtype, name="label"
         )
+        h += AugmentationEmbedding(self.width, dtype=self.dtype, name="augmentation")(augmentation)
         label = embed(labels, batch)
         if self.conditioning.startswith("adaln"):
             return h + label

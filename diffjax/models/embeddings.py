@@ -14,6 +14,7 @@ import numpy as np
 from diffjax.typing import Array
 
 __all__ = [
+    "AugmentationEmbedding",
     "LabelEmbedding",
     "as_batch_of_times",
     "fourier_embedding",
@@ -131,6 +132,26 @@ def grid_positions(rows: int, columns: int, width: int) -> np.ndarray:
     row, column = np.indices((rows, columns)).reshape(2, -1, 1) * frequencies
     waves = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
     return np.concatenate(waves, axis=-1).astype(np.float32)
+
+
+class AugmentationEmbedding(nn.Module):
+    """A linear map without bias of what was done to the input: nothing done, nothing added.
+
+    Attributes:
+        features: Length of the result.
+        dtype: Type of the result; the parameters are float32.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, augmentation: Array | None) -> Array:
+        """Maps ``(batch, k)`` to ``(batch, features)``; None to zero, without any parameters."""
+        if augmentation is None:
+            return jnp.zeros((1, self.features), self.dtype)
+        dense = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="dense")
+        return dense(augmentation)
 
 
 class LabelEmbedding(nn.Module):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffjax.models.embeddings import (
+    AugmentationEmbedding,
     LabelEmbedding,
     as_batch_of_times,
     fourier_embedding,
@@ -51,7 +52,13 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, time: Array, labels: Array | None = None, *, train: bool = False
+        self,
+        x: Array,
+        time: Array,
+        labels: Array | None = None,
+        *,
+        augmentation: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Applies the network.
 
@@ -60,6 +67,8 @@ class MLP(nn.Module):
                 after the first is flattened, and the result has ``x``'s shape again.
             time: In the units of ``time_embedding``, ``()`` or ``(batch,)``.
             labels: Class indices ``(batch,)``, or None for the null label.
+            augmentation: What was done to ``x``, ``(batch, k)`` (see ``augmentation``), or None for
+                nothing, which is the same as zeros.
             train: Whether dropout is on (then ``rngs={'dropout': key}`` is needed).
 
         Returns:
@@ -69,7 +78,7 @@ class MLP(nn.Module):
             ValueError: If the shapes do not fit the network.
         """
         batch = x.shape[0]
-        conditioning = nn.swish(self._conditioning(time, labels, batch))
+        conditioning = nn.swish(self._conditioning(time, labels, augmentation, batch))
         h = x.reshape(batch, -1).astype(self.dtype)
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(h)
         for i in range(self.depth):
@@ -86,8 +95,10 @@ class MLP(nn.Module):
         )
         return out(h).astype(jnp.float32).reshape(shape)
 
-    def _conditioning(self, time: Array, labels: Array | None, batch: int) -> Array:
-        """Embeds time and label into one vector of length ``width``, for every block."""
+    def _conditioning(
+        self, time: Array, labels: Array | None, augmentation: Array | None, batch: int
+    ) -> Array:
+        """Embeds what is told of the input into one vector of length ``width``, for every block."""
         time = as_batch_of_times(time, batch)
         match self.time_embedding:
             case "sinusoidal":
@@ -101,7 +112,8 @@ class MLP(nn.Module):
         h = nn.swish(nn.Dense(self.width, dtype=self.dtype, name="time_dense_0")(h))
         h = nn.Dense(self.width, dtype=self.dtype, name="time_dense_1")(h)
         embed = LabelEmbedding(self.num_classes, self.width, dtype=self.dtype, name="label")
-        return h + embed(labels, batch)
+        told = AugmentationEmbedding(self.width, dtype=self.dtype, name="augmentation")
+        return h + embed(labels, batch) + told(augmentation)
 
 
 class Block(nn.Module):

@@ -8,7 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffjax.models.embeddings import LabelEmbedding, as_batch_of_times, sinusoidal_embedding
+from diffjax.models.embeddings import (
+    AugmentationEmbedding,
+    LabelEmbedding,
+    as_batch_of_times,
+    sinusoidal_embedding,
+)
 from diffjax.typing import Array
 
 __all__ = ["UNet"]
@@ -58,7 +63,13 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, time: Array, labels: Array | None = None, *, train: bool = False
+        self,
+        x: Array,
+        time: Array,
+        labels: Array | None = None,
+        *,
+        augmentation: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Applies the network.
 
@@ -66,6 +77,8 @@ class UNet(nn.Module):
             x: Images ``(batch, height, width, channels)``.
             time: Step index in 0..999 (fractions allowed), ``()`` or ``(batch,)``.
             labels: Class indices ``(batch,)``, or None for the null label.
+            augmentation: What was done to ``x``, ``(batch, k)`` (see ``augmentation``), or None for
+                nothing, which is the same as zeros.
             train: Whether dropout is on (then ``rngs={'dropout': key}`` is needed).
 
         Returns:
@@ -75,7 +88,7 @@ class UNet(nn.Module):
             ValueError: If the shapes do not fit the network.
         """
         self._check(x)
-        conditioning = self._conditioning(time, labels, x.shape[0])
+        conditioning = self._conditioning(time, labels, augmentation, x.shape[0])
 
         shared = dict(num_groups=self.num_groups, dtype=self.dtype)
         res_block = functools.partial(ResBlock, dropout=self.dropout, **shared)
@@ -115,14 +128,17 @@ class UNet(nn.Module):
         channels = (self.channels or x.shape[-1]) * (2 if self.learned_variance else 1)
         return conv(channels, kernel_init=almost_zero_init, name="conv_out")(h).astype(jnp.float32)
 
-    def _conditioning(self, time: Array, labels: Array | None, batch: int) -> Array:
-        """Embeds time and label into one vector of length ``4 ch``, for every block."""
+    def _conditioning(
+        self, time: Array, labels: Array | None, augmentation: Array | None, batch: int
+    ) -> Array:
+        """Embeds what is told of the input into one vector of length ``4 ch``, for every block."""
         features = 4 * self.ch
         h = sinusoidal_embedding(as_batch_of_times(time, batch), self.ch, "ddpm")
         h = nn.Dense(features, kernel_init=init, dtype=self.dtype, name="time_dense_0")(h)
         h = nn.Dense(features, kernel_init=init, dtype=self.dtype, name="time_dense_1")(nn.swish(h))
         embed = LabelEmbedding(self.num_classes, features, dtype=self.dtype, name="label")
-        return h + embed(labels, batch)
+        told = AugmentationEmbedding(features, dtype=self.dtype, name="augmentation")
+        return h + embed(labels, batch) + told(augmentation)
 
     def _check(self, x: Array):
         """Raises a ValueError if the image or the widths do not fit."""

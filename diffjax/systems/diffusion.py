@@ -14,6 +14,7 @@ import optax
 
 from diffjax import guidance, solvers
 from diffjax import state as states
+from diffjax.augmentation import Augment
 from diffjax.data.images import to_float
 from diffjax.losses import Slots
 from diffjax.prediction import Parametrization, Predict, Prediction, network_predict
@@ -44,6 +45,7 @@ def diffusion(
     measure: Callable[[Predict, Array, Key, int], dict[str, Array]] | None = None,
     num_classes: int = 0,
     label_dropout: float = 0.1,
+    augment: Augment | None = None,
     ema_rates: Sequence[float] = (0.999,),
     ema_warmup: bool = True,
     sample_ema: str = "0.999",
@@ -53,7 +55,8 @@ def diffusion(
     """A denoising diffusion model. DDPM, ADM, DiT, EDM and their kin differ only in the arguments.
 
     Args:
-        network: Called as ``network.apply(variables, x, label, labels, train=..., rngs=...)``.
+        network: Called as ``network.apply(variables, x, label, labels, train=..., rngs=...)``, and
+            with ``augmentation=...`` when training images are deformed.
         schedule: The forward process.
         parametrization: How the network sees its input and what its output stands for.
         objective: ``(predict, schedule, x0, t, noise) -> loss (n,)``, from ``losses``.
@@ -63,6 +66,8 @@ def diffusion(
         measure: ``(predict, images, keys, levels) -> {name: value}`` of images held out, or None.
         num_classes: Number of classes; 0 makes the system unconditional.
         label_dropout: Share of training labels replaced by the null label ``num_classes``.
+        augment: ``(images, keys) -> (images, what was done (n, k))``, from ``augmentation``: how
+            training images are deformed. The network is told, and draws plain samples.
         ema_rates: Rates of the parameter averages kept.
         ema_warmup: Whether the averages warm up.
         sample_ema: Rate of the average that samples are drawn with; '' for the raw parameters.
@@ -76,23 +81,26 @@ def diffusion(
         x = to_float(batch["image"][:1])
         label = parametrization.label(schedule, jnp.full((1,), schedule.t_max))
         labels = batch["label"][:1] if conditional else None
-        variables = network.init(params_key, x, label, labels)
+        told = {"augmentation": augment(x, state_key[None])[1]} if augment else {}
+        variables = network.init(params_key, x, label, labels, **told)
         return states.create(state_key, variables["params"], optimizer, ema_rates)
 
-    def predict_with(params, *, train: bool = False, rngs=None):
+    def predict_with(params, **options):
         """``(x, t, labels) -> Prediction`` with these parameters."""
 
         def predict(x, t, labels):
             def apply(x, label):
-                return network.apply({"params": params}, x, label, labels, train=train, rngs=rngs)
+                return network.apply({"params": params}, x, label, labels, **options)
 
             return network_predict(apply, schedule, parametrization)(x, t)
 
         return predict
 
     def loss(params, batch: Batch, slots: Slots, key: Key):
-        time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
-        x0 = to_float(batch["image"])
+        time_key, noise_key, label_key, dropout_key, augment_key = jax.random.split(key, 5)
+        x0, told = to_float(batch["image"]), {}
+        if augment:
+            x0, told["augmentation"] = augment(x0, slots.keys(augment_key))
         t = times(schedule, time_key, slots)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(slots.keys(noise_key))
         labels = None
@@ -100,7 +108,7 @@ def diffusion(
             labels = drop_labels(batch["label"], num_classes, label_dropout, slots, label_key)
         # Masks are drawn for the rows at hand together: those of every part must differ.
         dropout_key = jax.random.fold_in(dropout_key, slots.index[0])
-        predict = predict_with(params, train=True, rngs={"dropout": dropout_key})
+        predict = predict_with(params, train=True, rngs={"dropout": dropout_key}, **told)
         return objective(lambda x, t: predict(x, t, labels), schedule, x0, t, noise).mean(), {}
 
     def sample(state: TrainState, key: Key, request: Request) -> Samples:
