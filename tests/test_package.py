@@ -15,7 +15,7 @@ PACKAGE = ROOT / "diffjax"
 # From the bottom up. A module may import from its own layer and from those before it.
 LAYERS = [
     {"typing", "options", "process"},
-    {"random"},
+    {"augmentation", "random"},
     {"schedules"},
     {"prediction"},
     {"analytic", "guidance", "likelihood", "losses", "solvers", "state"},
