@@ -48,7 +48,7 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """How diffusers is used; the values did best of those tried (see README.md).
+    """How diffusers is used; the values did best of those tried.
 
     Attributes:
         widths: Channels of each level of the U-Net.

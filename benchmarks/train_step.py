@@ -211,6 +211,10 @@ def carried_over(case: Case, built: experiment.Experiment, network: nn.Module) -
         arguments = model.copy_and_resolve_references().to_dict()
         arguments.pop("dtype")
         official = {_official(name, len(model.ch_mult)): value for name, value in tensors.items()}
+        # Dense layers of diffusers' attention are convolutions of 1x1 in the authors' network.
+        for name, value in official.items():
+            if ".attn" in name and value.ndim == 2:
+                official[name] = value[..., None, None]
         variables = convert.from_torch(
             "ddpm", official, image_size=size, channels=channels, **arguments
         )
