@@ -152,8 +152,13 @@ def evaluate(experiment, workdir: str) -> None:
     """Scores the newest checkpoint."""
     from diffjax import evaluation, inception_scores
 
+    settings = experiment.config.evaluate
+    if settings.reference and not settings.inception:
+        raise ValueError(
+            f"config.evaluate.reference asks for Inception features. {inception_scores.HINT}"
+        )
     state = _restore(experiment, workdir)
-    if experiment.config.evaluate.inception:
+    if settings.inception:
         inception_scores.evaluate(experiment, state, workdir)
         return
     evaluation.evaluate(experiment, state, workdir)

@@ -75,7 +75,7 @@ def load_judge(path: str | os.PathLike, convention: str, mesh: Mesh) -> Judge:
             f"config.evaluate.inception: no file {path}; it is {WEIGHTS}. Without it, "
             "--config.evaluate.inception= gives the scores for small data"
         )
-    with about("evaluate.inception"):
+    with about(f"evaluate.inception={os.fspath(path)}"):
         tensors = convert.load(path)
         _, variables = convert.from_torch("inception", tensors)
     digest = hashlib.sha256()

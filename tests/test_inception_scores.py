@@ -272,7 +272,7 @@ def test_weights_that_are_none(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*pt_inception-2015-12-05.*for small data"):
         load_judge(missing, "clean", mesh)
     np.savez(tmp_path / "other.npz", **{"temb.dense.0.weight": np.zeros((2, 2))})
-    with pytest.raises(ValueError, match=r"config.evaluate.inception: .*of family 'ddpm'"):
+    with pytest.raises(ValueError, match=r"config.evaluate.inception=.*npz: .*of family 'ddpm'"):
         load_judge(tmp_path / "other.npz", "clean", mesh)
 
 

@@ -325,6 +325,20 @@ MISTAKES = {
     ),
     "another network for a run": (stored("model.width=32"), "model.width=64 (now 32)"),
     "run without a checkpoint": (stored(), "no checkpoint", "train first"),
+    "reference without Inception": (
+        stored("evaluate.reference=fid.npz", mode="evaluate"),
+        "config.evaluate.reference",
+        "pt_inception-2015-12-05",
+    ),
+    "Inception weights that are not there": (
+        stored("evaluate.inception=weights.pth", mode="evaluate"),
+        "checkpoint",
+    ),
+    "unknown convention": (
+        stored("evaluate.convention=fid", mode="evaluate"),
+        "config.evaluate.convention",
+        "'tensorflow'",
+    ),
     "evaluation without a checkpoint": (stored(mode="evaluate"), "no checkpoint"),
     "longer run under a decay": (
         stored("train.steps=500", mode="train"),

@@ -41,6 +41,7 @@ class Published(NamedTuple):
         settings: Fields of a config that go with the weights, such as ``'schedule.name'``: how the
             authors trained them and drew from them.
         ignored: Whether a tensor of that name means nothing, and may be there or not.
+        renamed: Gives a tensor's name in an older checkpoint the name that it has now.
         in_runs: The network as a run has it, on images in [-1, 1], where the authors' is on others;
             its variables are the same.
     """
@@ -52,6 +53,7 @@ class Published(NamedTuple):
     window: Callable[[str], tuple[int, ...]] | None = None
     settings: Mapping[str, Any] = {}
     ignored: Callable[[str], bool] = lambda name: False
+    renamed: Callable[[str], str] = lambda name: name
     in_runs: nn.Module | None = None
 
 
@@ -110,6 +112,7 @@ def from_tensors(published: Published, tensors: Mapping[str, Any]) -> dict:
             constant it should be.
     """
     table = check(published, tensors)
+    tensors = {published.renamed(name): tensor for name, tensor in tensors.items()}
     for name, value in published.constants.items():
         if not np.allclose(np.asarray(tensors[name]), value, rtol=1e-5, atol=1e-5):
             raise ValueError(f"{name} differs from the network's constant; was it trained?")
@@ -132,6 +135,7 @@ def check(published: Published, tensors: Mapping[str, Any]) -> dict[tuple[str, .
         ValueError: If a tensor is missing, left over or of the wrong shape.
     """
     table = sources(published)
+    tensors = {published.renamed(name): tensor for name, tensor in tensors.items()}
     needed = {name for source in table.values() for name in source.names} | {*published.constants}
     present = {name for name in tensors if not published.ignored(name)}
     for problem, names in (("lacks", needed - present), ("has more than", present - needed)):

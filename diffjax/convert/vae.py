@@ -10,6 +10,8 @@ from diffjax.models.vae import AutoencoderKL
 __all__ = ["ANCHOR", "infer", "published"]
 
 ANCHOR = "post_quant_conv.weight"
+# What attention's layers were called before; the published files are of that time.
+OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DENSE_HERE = r"(quant_conv|conv_shortcut)\.weight$"
 
 # Applied to "/path/of/modules/leaf", in this order.
@@ -81,7 +83,13 @@ def published(
         (1, sample_size, sample_size, in_channels),
         _official_name,
         window=lambda name: (1, 1) if re.search(DENSE_HERE, name) else (),
+        renamed=_renamed,
     )
+
+
+def _renamed(name: str) -> str:
+    """``'decoder.mid_block.attentions.0.query.bias'`` -> ``'... .to_q.bias'``."""
+    return re.sub(rf"\.({'|'.join(OLDER)})\.(?=\w+$)", lambda old: f".{OLDER[old[1]]}.", name)
 
 
 def infer(tensors: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]:

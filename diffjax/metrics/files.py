@@ -97,8 +97,9 @@ def load_reference(path: str | os.PathLike, convention: str | None = None) -> Re
     images, labels = members.get("arr_0"), members.get("arr_1")
     if "mu" not in members and "pool_3" not in members:
         if images is None:
+            found = ", ".join(sorted(members)[:4]) + (" and others" if len(members) > 4 else "")
             raise ValueError(
-                f"{path}: no known members; found {sorted(members)}, expected mu and sigma, "
+                f"{path}: no known members; found {found or 'none'}, expected mu and sigma, "
                 "pool_3, or arr_0"
             )
         return Reference(images=_check_images(images), labels=labels)

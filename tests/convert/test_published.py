@@ -156,6 +156,12 @@ def test_autoencoder_is_the_official_one():
         stored = {key: stored[key].transpose(0, 2, 3, 1) for key in stored}
     module, variables = there_and_back("vae", named_weights(shapes), **case)
 
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    older = re.compile(r"to_[qkv]|to_out\.0")
+    tensors = {older.sub(lambda new: old[new[0]], n): t for n, t in named_weights(shapes).items()}
+    assert len(tensors.keys() - shapes.keys()) == 16
+    chex.assert_trees_all_equal(convert.from_torch("vae", tensors, **case)[1], variables)
+
     @jax.jit
     def run(x, z):
         posterior = module.apply(variables, x, method="encode")

@@ -149,7 +149,7 @@ def test_bad_references_are_not_written(tmp_path, features):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"weights": np.ones(3)}, "no known members; found .'weights'."),
+        ({"weights": np.ones(3)}, "no known members; found weights, expected"),
         ({"mu": np.ones(3)}, "mu but no sigma"),
         ({"mu": np.ones(3), "sigma": np.eye(4)}, "do not fit together"),
         ({"mu": np.ones(3), "sigma": np.full((3, 3), np.nan)}, "NaN or infinity"),
