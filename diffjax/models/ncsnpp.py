@@ -11,7 +11,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.models.embeddings import LabelEmbedding, as_batch_of_times, sinusoidal_embedding
+from diffjax.models.embeddings import (
+    AugmentationEmbedding,
+    LabelEmbedding,
+    as_batch_of_times,
+    sinusoidal_embedding,
+)
 from diffjax.models.ncsnpp_blocks import (
     BOX,
     AttentionBlock,
@@ -236,13 +241,12 @@ class NCSNpp(nn.Module):
         embed = LabelEmbedding(
             self.num_classes, features, stddev=float(stddev), dtype=self.dtype, name="label"
         )
-        h += embed(labels, batch)
+        told = AugmentationEmbedding(features, dtype=self.dtype, name="augmentation")
+        h += embed(labels, batch) + told(augmentation)
 
-        def dense(size, name, use_bias=True):
-            return nn.Dense(size, use_bias=use_bias, kernel_init=init, dtype=self.dtype, name=name)
+        def dense(size, name):
+            return nn.Dense(size, kernel_init=init, dtype=self.dtype, name=name)
 
-        if augmentation is not None:
-            h += dense(features, "augmentation", use_bias=False)(augmentation)
         h = dense(4 * self.ch, "time_dense_0")(h)
         return dense(4 * self.ch, "time_dense_1")(nn.swish(h))
 
