@@ -146,7 +146,7 @@ MISTAKES = {
         stored("evaluate.likelihood=nll", mode="evaluate"),
         "config.evaluate.likelihood must be one of '', 'ode', 'bound'; got 'nll'",
     ),
-    "bound without a chain": (
+    "likelihood's bound without a chain": (
         stored("evaluate.likelihood=bound", mode="evaluate"),
         "config.evaluate.likelihood: 'bound' is of a discrete chain: use 'ode'",
     ),
