@@ -1,7 +1,7 @@
 """A published checkpoint as a run: what ``--mode convert`` does.
 
 The workdir then holds the weights as those of step 0, and a config with the forward process and the
-sampler that the authors used, so that it can be drawn from and scored like any other run.
+sampler that the authors used, so that it can be drawn from, scored and trained like any other run.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from diffjax import components, configuration, convert
+from diffjax import state as states
 from diffjax.checkpoint import DIRECTORY, Checkpoints
 from diffjax.experiment import build
 from diffjax.logging import say
@@ -71,12 +71,12 @@ def run(
     _check_config(experiment.config, experiment.num_classes, published)
     with _about(checkpoint):
         variables = convert.from_tensors(published, tensors)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        ema={},
-        opt_state=(),
-        key=jax.random.key(experiment.config.seed),
+    # Whole, with an optimiser that has seen nothing: training may go on from here.
+    state = states.create(
+        jax.random.key(experiment.config.seed),
+        variables["params"],
+        components.optimizer(experiment.config),
+        experiment.config.optimizer.ema_rates,
     )
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state)
@@ -141,7 +141,6 @@ def _config(
         config.data.num_classes = classes
     elif "num_classes" in config.data:
         del config.data.num_classes
-    config.optimizer.ema_rates, config.sample.ema = (), ""
     return config
 
 
@@ -183,7 +182,7 @@ def _set(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
 
 
 def _defaults() -> ml_collections.ConfigDict:
-    """What no checkpoint says; its training, beyond what is known of it, is not repeated."""
+    """What no checkpoint says."""
     values: Mapping[str, Any] = dict(
         seed=0,
         system="diffusion",

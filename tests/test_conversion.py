@@ -14,6 +14,7 @@ from diffjax import (
     convert,
     evaluation,
     experiment,
+    parallel,
     prediction,
     sampling,
     train,
@@ -95,7 +96,9 @@ def test_two_commands_to_a_sample_grid(family, files, tmp_path, capsys):
 
     # The weights in the workdir are those of the file.
     built = experiment.build(config, open_data=False)
-    state = checkpoint.restore_for_sampling(workdir, train.state_shapes(built))
+    shapes = train.state_shapes(built, parallel.make_mesh(devices=jax.devices()[:1]))
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore_latest(shapes)  # all of it, so training may go on
     with np.load(files / f"{family}.npz") as stored:
         _, variables = convert.from_torch(family, stored, **CASES[family])
     jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
@@ -139,7 +142,7 @@ def test_a_config_file_says_how_to_draw(files, tmp_path):
     assert run("convert", tmp_path, *given, path, "--config.data.source=") == 0
     stored = load_config(tmp_path)
     assert stored.schedule == config.schedule and stored.sample.calls == config.sample.calls
-    assert stored.model.ch_mult == (1,) and stored.sample.ema == ""
+    assert stored.model.ch_mult == (1,) and stored.sample.ema == config.sample.ema
 
 
 def test_a_run_is_not_overwritten(files, tmp_path, capsys):

@@ -161,14 +161,16 @@ def _settings(learned: bool, noise_schedule: str, steps: int) -> dict[str, Any]:
     if noise_schedule not in ("linear", "cosine"):
         raise ValueError(f"noise_schedule must be 'linear' or 'cosine', got {noise_schedule!r}")
     linear = dict(beta_min=0.1 / steps, beta_max=20 / steps) if noise_schedule == "linear" else {}
+    variances = {"loss.target": "hybrid", "loss.weighting_options": dict(weight=1e-3)}
     return {
         "schedule.name": f"discrete_{noise_schedule}",
         "schedule.options": dict(steps=steps, **linear),
+        "loss.times": "discrete",
         "sample.solver": "ancestral",
         "sample.options": dict(variance="learned" if learned else "large"),
         "sample.calls": min(250, steps),
         "sample.threshold": "static",
-    }
+    } | (variances if learned else {})
 
 
 def _official_name(module, modules: Mapping[str, str], image_size: int, path: str) -> str:

@@ -82,6 +82,7 @@ def published(
         settings={
             "schedule.name": "discrete_linear",
             "schedule.options": dict(steps=1000, beta_min=1e-4, beta_max=0.02),
+            "loss.times": "discrete",
             "sample.solver": "ancestral",
             # The networks of 256x256 pixels were trained and drawn from with the small variances.
             "sample.options": dict(variance="small" if image_size >= 256 else "large"),

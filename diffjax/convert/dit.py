@@ -77,6 +77,9 @@ def published(
             "sample.options": dict(variance="learned" if learn_sigma else "small"),
             "sample.calls": 250,
             "loss.label_dropout": 0.1,
+            "loss.times": "discrete",
+            "loss.target": "hybrid" if learn_sigma else "eps",
+            "loss.weighting_options": dict(weight=1e-3) if learn_sigma else {},
         },
     )
 
