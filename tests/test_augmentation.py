@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from diffjax import augmentation, losses, prediction, schedules, solvers
-from diffjax.models import MLP, DiT, UNet
+from diffjax.models import ADM, MLP, DiT, UNet
 from diffjax.systems import Request, diffusion, sampler
 
 NOTHING = dict(x_flip=False, y_flip=False, zoom=0.0, rotation=0.0, stretch=0.0, shift=0.0)
@@ -136,6 +136,7 @@ def test_each_image_by_its_own_key():
 # The network and the system.
 
 NETWORKS = {
+    "adm": ADM(ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_groups=4),
     "dit": DiT(width=16, depth=1, num_heads=2, num_classes=3),
     "mlp": MLP(width=16, depth=1, num_classes=3),
     "unet": UNet(ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_groups=4),

@@ -23,7 +23,12 @@ from diffjax.models.adm_blocks import (
     group_norm,
     resampled,
 )
-from diffjax.models.embeddings import LabelEmbedding, as_batch_of_times, sinusoidal_embedding
+from diffjax.models.embeddings import (
+    AugmentationEmbedding,
+    LabelEmbedding,
+    as_batch_of_times,
+    sinusoidal_embedding,
+)
 from diffjax.typing import Array
 
 __all__ = ["ADM", "ADMClassifier", "ADMSuperResolution"]
@@ -180,7 +185,13 @@ class ADM(Pyramid):
 
     @nn.compact
     def __call__(
-        self, x: Array, time: Array, labels: Array | None = None, *, train: bool = False
+        self,
+        x: Array,
+        time: Array,
+        labels: Array | None = None,
+        *,
+        augmentation: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Applies the network.
 
@@ -188,6 +199,8 @@ class ADM(Pyramid):
             x: Images ``(batch, height, width, channels)``.
             time: Step index in 0..999 (fractions allowed), ``()`` or ``(batch,)``.
             labels: Class indices ``(batch,)``, or None for the null label.
+            augmentation: What was done to ``x``, ``(batch, k)`` (see ``augmentation``), or None for
+                nothing, which is the same as zeros.
             train: Whether dropout is on (then ``rngs={'dropout': key}`` is needed).
 
         Returns:
@@ -196,14 +209,24 @@ class ADM(Pyramid):
         Raises:
             ValueError: If the shapes do not fit the network.
         """
-        return self._apply(x, self.channels or x.shape[-1], time, labels, train)
+        return self._apply(x, self.channels or x.shape[-1], time, labels, augmentation, train)
 
-    def _apply(self, x: Array, channels: int, time: Array, labels: Array | None, train: bool):
+    def _apply(
+        self,
+        x: Array,
+        channels: int,
+        time: Array,
+        labels: Array | None,
+        augmentation: Array | None,
+        train: bool,
+    ) -> Array:
         self._check(x)
         embed = LabelEmbedding(
             self.num_classes, 4 * self.ch, null=self.null_label, dtype=self.dtype, name="label"
         )
+        told = AugmentationEmbedding(4 * self.ch, dtype=self.dtype, name="augmentation")
         conditioning = self._time(time, x.shape[0]) + embed(labels, x.shape[0])
+        conditioning += told(augmentation)
         stages = self._down(x, conditioning, train)
         h = self._middle(stages[-1], conditioning, train)
 
@@ -238,6 +261,7 @@ class ADMSuperResolution(ADM):
         labels: Array | None = None,
         *,
         low_res: Array,
+        augmentation: Array | None = None,
         train: bool = False,
     ) -> Array:
         """Applies the network.
@@ -247,6 +271,8 @@ class ADMSuperResolution(ADM):
             time: Step index in 0..999 (fractions allowed), ``()`` or ``(batch,)``.
             labels: Class indices ``(batch,)``, or None for the null label.
             low_res: The small images, ``(batch, any height, any width, channels)``.
+            augmentation: What was done to ``x``, ``(batch, k)`` (see ``augmentation``), or None for
+                nothing, which is the same as zeros.
             train: Whether dropout is on (then ``rngs={'dropout': key}`` is needed).
 
         Returns:
@@ -263,7 +289,7 @@ class ADMSuperResolution(ADM):
             low_res, (*x.shape[:3], low_res.shape[-1]), "bilinear", antialias=False
         )
         both = jnp.concatenate([x, enlarged.astype(x.dtype)], axis=-1)
-        return self._apply(both, self.channels or x.shape[-1], time, labels, train)
+        return self._apply(both, self.channels or x.shape[-1], time, labels, augmentation, train)
 
 
 class ADMClassifier(Pyramid):
