@@ -2,8 +2,9 @@
 
 Paper     Dhariwal & Nichol 2021, arXiv:2105.05233, tables 5 and 11
 Command   python main.py --config configs/imagenet256/adm.py --workdir runs/adm --mode train
-          python main.py --mode sample --workdir runs/adm --config.sample.guidance=1
+          python main.py --mode sample --workdir runs/adm --config.sample.guidance=2
           --config.sample.classifier=runs/c256 draws guided by classifier.py's run
+          (guidance is 1 + the paper's scale, as the network itself knows the class)
 Expected  FID 10.94; guided at scale 1: 4.59, with 25 DDIM steps and scale 2.5: 5.44 (paper)
 Hardware  NVIDIA V100 GPUs (paper), in half precision; here bfloat16
 Data      TensorFlow Datasets: pip install diffjax[tfds], and TensorFlow to build the set once

@@ -2,8 +2,9 @@
 
 Paper     Dhariwal & Nichol 2021, arXiv:2105.05233, tables 5 and 11
 Command   python main.py --config configs/imagenet64/adm.py --workdir runs/adm --mode train
-          python main.py --mode sample --workdir runs/adm --config.sample.guidance=1.0
+          python main.py --mode sample --workdir runs/adm --config.sample.guidance=2
           --config.sample.classifier=runs/c64 draws guided by classifier.py's run
+          (guidance is 1 + the paper's scale, as the network itself knows the class)
 Expected  FID 2.07, sFID 4.29, precision 0.74, recall 0.63 (paper, table 5)
 Hardware  NVIDIA V100 GPUs (paper), in half precision; here bfloat16
 Data      TensorFlow Datasets: pip install diffjax[tfds], and TensorFlow to build the set once
