@@ -29,6 +29,8 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/sampler_overhead.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/quality_per_minute.py
+	$(BIN)/python benchmarks/solver_error.py --plot docs/solver_error.png
+	$(BIN)/python benchmarks/learned_grid.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -21,7 +21,7 @@ from side_by_side import parser
 
 from diffjax import analytic, solvers
 from diffjax.schedules import Discrete, prior
-from diffjax.solvers import denoise, learned, solve, timesteps
+from diffjax.solvers import denoise, learned, optimal_grids, solve, timesteps
 from diffjax.solvers.adams import deis, ipndm, lms
 
 SCHEDULE = Discrete.linear(1000)
@@ -86,6 +86,15 @@ def untrained(predict, x, calls: int, grids) -> dict[str, np.ndarray]:
         for grid, ts in grids.items()
         for name, table in _tables().items()
     }
+
+
+def optimal_grid(method: str, means, predict, steps: int):
+    """AYS from samples of the mixture, or DMN."""
+    if method == "dmn":
+        return optimal_grids.dmn(SCHEDULE, steps)
+    data, key = jax.random.split(jax.random.key(2))
+    x0 = analytic.Mixture(jnp.asarray(means), 0.1).sample(data, 512)
+    return optimal_grids.align_your_steps(predict, SCHEDULE, steps, x0=x0, key=key)
 
 
 def fitted(predict, x, calls: int, seed: int) -> np.ndarray:
@@ -229,6 +238,9 @@ def main() -> None:
                     grids = {
                         name: grid(SCHEDULE, calls - 1) for name, grid in timesteps.GRIDS.items()
                     }
+                    error, which = best(untrained(predict, x, calls, grids), exact)
+                elif method in ("ays", "dmn"):
+                    grids = {method: optimal_grid(method, means, predict, calls - 1)}
                     error, which = best(untrained(predict, x, calls, grids), exact)
                 else:
                     error = rms(fitted(predict, x, calls, seed), exact)

@@ -29,11 +29,15 @@ MAKERS = {
     "ipndm": adams.ipndm,
 }
 ROWS = 256
-DIGITS = (
-    "--config.model.width=128 --config.model.depth=2 --config.model.dropout=0.1 "
-    "--config.train.steps=400 --config.train.batch_size=128 --config.train.sample_every=0 "
-    "--config.sample.guidance=1.0"
-).split()
+DIGITS = [
+    "--config.model.width=128",
+    "--config.model.depth=2",
+    "--config.model.dropout=0.1",
+    "--config.train.steps=400",
+    "--config.train.batch_size=128",
+    "--config.train.sample_every=0",
+    "--config.sample.guidance=1.0",
+]
 
 
 def mixture():
