@@ -1,5 +1,6 @@
 """The command line, from a config file to pictures."""
 
+import functools
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from diffjax import demo, evaluation, reference, train
+from diffjax.solvers import learned
 from diffjax.workdir import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -67,6 +69,21 @@ def test_sample_needs_no_config_and_takes_overrides(trained, capsys):
         assert file["arr_0"].shape == (5, 8, 8, 1) and file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_1"], [3, 7, 3, 7, 3])
     assert load_config(trained) == before
+
+
+def test_fit_learns_a_sampler_that_a_config_can_name(trained, monkeypatch, capsys):
+    quick = functools.partial(learned.fit, teacher_steps=8, flops=1.0)
+    monkeypatch.setattr(learned, "fit", quick)
+    assert run("fit", trained) == 0
+    path = trained / "learned" / "calls2_guidance1.npz"
+    chosen = ["--config.sample.solver=learned", f"--config.sample.options.path={path}"]
+    assert " ".join(chosen) in capsys.readouterr().out
+    assert run("sample", trained, "--config.sample.number=3", *chosen) == 0
+    assert "3 samples at 2 network evaluations each" in capsys.readouterr().out
+    assert run("sample", trained, "--config.sample.calls=3", *chosen) == 2
+    assert "makes 2 calls, not calls=3: fit one with --mode fit" in capsys.readouterr().err
+    assert run("sample", trained, chosen[0]) == 2
+    assert "config.sample.options needs path" in capsys.readouterr().err
 
 
 def test_sample_opens_no_data(trained, monkeypatch):

@@ -35,7 +35,7 @@ TERMS = 4
 # Rows of an update, and looks at the held-out noise, of which the best is kept.
 _ROWS, _ROUNDS = 256, 20
 # At most so many starts and updates; what a call costs may allow fewer.
-_STARTS, _UPDATES = 65_536, 6_000
+_STARTS, _UPDATES = 131_072, 12_000
 
 
 class Fitted(NamedTuple):
@@ -184,7 +184,7 @@ def fit(
             weights too.
         teacher_steps: Steps of the fine solve, DPM-Solver++ of third order.
         flops: Arithmetic to spend, by XLA's count for one call: what is left after the caps of
-            65,536 starts and 6,000 updates is not used. The default is minutes on two cores.
+            131,072 starts and 12,000 updates is not used. The default is minutes on two cores.
 
     Returns:
         The :class:`Fitted`.

@@ -10,7 +10,7 @@ import pytest
 
 from diffjax import analytic, solvers
 from diffjax.prediction import with_evaluations
-from diffjax.schedules import EDM, Discrete, FlowMatching, VPLinear, prior
+from diffjax.schedules import EDM, Discrete, VPLinear, prior
 from diffjax.solvers import Recipe, adams, learned, timesteps, unipc
 
 ANGLES = np.arange(8) * np.pi / 4
@@ -30,7 +30,7 @@ def start(schedule, n, seed=0, shape=(2,)):
 
 
 @pytest.mark.parametrize("make", SOLVERS.values(), ids=SOLVERS)
-@pytest.mark.parametrize("schedule", [SCHEDULE, EDM(), FlowMatching()], ids=["vp", "edm", "flow"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, EDM()], ids=["vp", "edm"])
 def test_a_solver_is_its_table(make, schedule, x64):
     """The table draws what the solver draws, whatever is expanded, corrected or remembered."""
     solver, predict, x = make(schedule), MIXTURE.predict(schedule), start(schedule, 4)
