@@ -6,7 +6,7 @@ Every deterministic solver of one call a step is a table. With ``m_j`` the ``x0`
 .. math:: y_i = w_{i0}\, x_T + \sum_{j<i} w_{i,j+1}\, m_j, \qquad m_i = x_0(y_i, \tau_i)
 
 and the last row of the table is the result. ``fit`` finds the grid of a given solver, or the table
-itself, starting from DPM-Solver++(2M), by descent on the distance to a fine solve from the same
+itself, starting from DPM-Solver++(3M), by descent on the distance to a fine solve from the same
 noise. The tables are the non-stationary solvers of Shaul et al. 2024 (arXiv 2403.01329); the grids
 and the shifted times ``tau`` of the calls are those of Tong et al. 2025 (LD3, arXiv 2405.15506).
 """
@@ -295,11 +295,12 @@ def _build(params: dict[str, Array], schedule: Schedule, solver: Solver | None) 
 
 
 def _corrected(params: dict[str, Array], schedule: Schedule, ts: Array) -> Weights:
-    """Weights of DPM-Solver++(2M) and of the step to the data, corrected."""
-    plan = multistep(schedule).plan(ts)
+    """Weights of DPM-Solver++(3M) and of the step to the data, corrected."""
+    plan = multistep(schedule, order=3).plan(ts)
     _, first = exponential.X0.linear(exponential.plan_steps(schedule, ts).over)
     state, first = jnp.append(plan.state, 0.0), jnp.append(first, 1.0)
-    base = [jnp.append(value, end) for value, end in zip(plan.values, (1.0, 0.0), strict=True)]
+    ends = (1.0, 0.0, 0.0)
+    base = [jnp.append(value, end) for value, end in zip(plan.values, ends, strict=True)]
     base += [jnp.zeros_like(first)] * (TERMS - len(base))
     # Call i has i + 1 predictions, hence i differences.
     known = np.tril(np.ones((ts.shape[0], TERMS)))

@@ -44,9 +44,9 @@ def test_a_solver_is_its_table(make, schedule, x64):
     assert solution.nfe == recipe.nfe == 6
 
 
-def test_the_untrained_sampler_is_dpm_solver_pp_2m(x64):
+def test_the_untrained_sampler_is_dpm_solver_pp_3m(x64):
     fitted = learned._build(learned._initial(5, learn_weights=True), SCHEDULE, None)
-    expected = learned.table(solvers.multistep(SCHEDULE), SCHEDULE, fitted.ts[:-1])
+    expected = learned.table(solvers.multistep(SCHEDULE, order=3), SCHEDULE, fitted.ts[:-1])
     chex.assert_trees_all_close(fitted.weights, expected, rtol=1e-9, atol=1e-12)
     chex.assert_trees_all_close(fitted.times, fitted.ts[:-1], rtol=1e-9)
 
