@@ -58,8 +58,8 @@ class Case:
 
 
 CASES = {
-    "mlp": Case("digits/default.py", batch=256),
-    "unet": Case("digits/default.py:unet", batch=128),
+    "mlp": Case("digits/default.py:mlp", batch=256),
+    "unet": Case("digits/default.py", batch=128),
     "dit": Case("digits/default.py:dit", batch=128),
     "ddpm cifar10": Case("cifar10/ddpm.py", batch=2, calls=10, repeats=5),
 }

@@ -15,7 +15,7 @@ from diffjax.experiment import build
 from diffjax.metrics.probe import ClassifierProbe, train_classifier
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = f"{ROOT}/configs/digits/default.py:quick"
+QUICK = f"{ROOT}/configs/digits/default.py:mlp,quick"
 SMALL = ("model.width=8", "model.depth=1", "sample.calls=2", "sample.guidance=1.0")
 
 

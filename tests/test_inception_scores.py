@@ -24,7 +24,7 @@ from diffjax.metrics import FeatureStatistics, Reference
 from diffjax.metrics.inception import Features
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = f"{ROOT}/configs/digits/default.py:quick"
+QUICK = f"{ROOT}/configs/digits/default.py:mlp,quick"
 SMALL = ("model.width=8", "model.depth=1", "sample.calls=2", "sample.batch_size=24")
 NUMBER = 40
 

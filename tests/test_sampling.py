@@ -11,7 +11,7 @@ from diffjax import configuration, data, parallel, sampling
 from diffjax.experiment import build
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = f"{ROOT}/configs/digits/default.py:quick"
+QUICK = f"{ROOT}/configs/digits/default.py:mlp,quick"
 SMALL = (
     "model.width=8",
     "model.depth=1",
