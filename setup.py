@@ -10,8 +10,10 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "diffjax" / "__init__.py")
 
 # importlib-resources: imported by tensorflow-datasets 4.9.10, which does not declare it.
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib-resources>=6"]
+MCMC = ["blackjax>=1.7"]
 TEST = [
     *TFDS,
+    *MCMC,
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64'",  # only to build the data set of a test
     "pytest>=8",
     "pytest-xdist>=3.6",

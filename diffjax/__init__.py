@@ -11,7 +11,7 @@ The modules below are the library's heart and need only JAX; networks, data, met
 training loop are imported by name (``diffjax.models``, ``diffjax.data``, ``diffjax.train``, ...).
 """
 
-from diffjax import analytic, guidance, likelihood, losses, prediction, schedules, solvers
+from diffjax import analytic, guidance, likelihood, losses, mcmc, prediction, schedules, solvers
 from diffjax.prediction import Prediction
 from diffjax.solvers import Solution, Solver, Span, solve
 
@@ -26,6 +26,7 @@ __all__ = [
     "guidance",
     "likelihood",
     "losses",
+    "mcmc",
     "prediction",
     "schedules",
     "solve",

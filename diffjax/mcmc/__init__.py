@@ -3,6 +3,7 @@
 Denoising MCMC in one line each: what moves the data, what moves the level, what denoises.
 """
 
+from diffjax.mcmc import diagnostics
 from diffjax.mcmc.base import (
     ChainState,
     Info,
@@ -30,6 +31,7 @@ from diffjax.mcmc.levels import (
 from diffjax.mcmc.moves import (
     blackjax_gradient_move,
     blackjax_move,
+    excursion,
     langevin,
     mala,
     noise_drift,
@@ -56,6 +58,8 @@ __all__ = [
     "denoising_langevin_gibbs",
     "denoising_mcmc",
     "density_rate",
+    "diagnostics",
+    "excursion",
     "exploding",
     "finish",
     "integrator",

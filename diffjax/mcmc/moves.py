@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from diffjax.mcmc.base import ChainState, Move, score
 from diffjax.random import fold_in, normal
 from diffjax.schedules import EDM, expand
-from diffjax.solvers import Solver, Span, ddim
+from diffjax.solvers import Solver, Span, ddim, solve, timesteps
 from diffjax.typing import Array, Key
 
 __all__ = [
     "StepSize",
     "blackjax_gradient_move",
     "blackjax_move",
+    "excursion",
     "langevin",
     "mala",
     "noise_drift",
@@ -163,6 +164,39 @@ def renoise(share: float, solver: Solver | None = None) -> Move:
         return ChainState((cleaner + noise).astype(x.dtype), sigma), jnp.ones_like(sigma)
 
     return Move(step, evaluations=down.evaluations)
+
+
+def excursion(high: float, solver: Solver, steps: int, *, grid: str = "log_snr") -> Move:
+    r"""Up to a noisy level at no cost, where chains mix, and down again along a solver.
+
+    .. math:: x' = \Phi\big(x + \sqrt{h^2 - \sigma^2}\, z;\ h \to \sigma\big)
+
+    Noise added is exact, and the way down as exact as the solver: both leave the marginals as they
+    should be. So the chain can stay at a level from which little is left to denoise, and yet forget
+    where it was as fast as at the level ``h``. A state above ``h`` stays there.
+
+    Args:
+        high: The level ``h``.
+        solver: Any deterministic solver for ``schedules.EDM``.
+        steps: Its steps down.
+        grid: One of ``timesteps.GRIDS``.
+
+    Raises:
+        ValueError: ``high`` is not above 0, or no step at all.
+    """
+    if not high > 0 or steps < 1:
+        raise ValueError(f"excursion: need high > 0 and steps >= 1, got high={high}, steps={steps}")
+
+    def step(key, predict, state):
+        x, sigma = state
+        # From just above, a step down of no length instead of one that a solver cannot take.
+        top = jnp.maximum(high, sigma * (1 + 1e-3))
+        added = expand(jnp.sqrt(top**2 - sigma**2), x) * normal(key, x.shape, x.dtype)
+        ts = timesteps.GRIDS[grid](EDM(), steps, t_start=top, t_end=sigma)
+        x_next = solve(solver, predict, (x + added).astype(x.dtype), ts).x
+        return ChainState(x_next, sigma), jnp.ones_like(sigma)
+
+    return Move(step, evaluations=steps * solver.evaluations)
 
 
 def blackjax_move(make: Callable[[Callable], Any], log_density: LogDensity) -> Move:

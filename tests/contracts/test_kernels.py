@@ -40,6 +40,7 @@ class Row(NamedTuple):
     x_move: object
     sigma_move: object = lambda: mcmc.posterior_draw(LEVELS, LOGITS)
     by_chain: bool = True  # with a key per chain, a chain depends on its own alone
+    traced: int | None = None  # calls in the program, where a loop repeats them
 
 
 def log_langevin(rate, evaluations):
@@ -53,6 +54,7 @@ TABLE = {
     "mala_density": Row(lambda: mcmc.mala(0.1, log_density)),
     "renoise": Row(lambda: mcmc.renoise(0.2)),
     "renoise_heun": Row(lambda: mcmc.renoise(0.5, solvers.heun(EDM()))),
+    "excursion": Row(lambda: mcmc.excursion(3.0, solvers.multistep(EDM()), 12), traced=1),
     "blackjax_mala": Row(blackjax_mala),
     "blackjax_sgld": Row(blackjax_sgld, by_chain=False),
     "mode": Row(lambda: mcmc.langevin(0.1), lambda: mcmc.posterior_mode(LEVELS, LOGITS)),
@@ -105,10 +107,14 @@ def test_step_has_the_form_of_blackjax(name):
 
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.by_chain])
 def test_a_chain_depends_on_its_own_key_alone(name):
+    """Other states and keys of the others change nothing."""
     state = mcmc.ChainState(*start())
     whole, _ = stepped(name)(keys(), state)
-    part, _ = make(TABLE[name]).step(keys()[2:], jax.tree.map(lambda leaf: leaf[2:], state))
-    chex.assert_trees_all_close(part, jax.tree.map(lambda leaf: leaf[2:], whole), rtol=1e-4)
+    others = mcmc.ChainState(state.x.at[:2].add(1.0), state.sigma.at[:2].multiply(0.9))
+    part, _ = stepped(name)(keys().at[:2].set(keys(seed=5)[:2]), others)
+    last = lambda tree: jax.tree.map(lambda leaf: leaf[2:], tree)  # noqa: E731
+    chex.assert_trees_all_close(last(part), last(whole), rtol=1e-5)
+    assert jnp.abs(part.x[:2] - whole.x[:2]).max() > 0
 
 
 @each
@@ -123,13 +129,13 @@ def test_evaluations_are_the_calls_made(row):
     kernel = make(row, predict)
     jax.eval_shape(kernel.step, keys(), mcmc.ChainState(*start()))
     tangents = row is TABLE["log_langevin_score"]  # its derivative is as dear as a call
-    assert kernel.evaluations == len(calls) + tangents
+    assert len(calls) + tangents == (row.traced or kernel.evaluations)
     assert make(row, with_evaluations(exact, 2)).evaluations == 2 * kernel.evaluations
 
 
-@each
-def test_scan_over_steps_traces_once_and_vmaps(row):
-    traces = []
+@pytest.mark.parametrize("name", ["langevin", "mala", "excursion", "log_langevin_score"])
+def test_scan_over_steps_traces_once_and_vmaps(name):
+    row, traces = TABLE[name], []
     exact = GAUSSIAN.predict(EDM())
 
     def run(key, state):

@@ -141,11 +141,13 @@ def test_the_deterministic_converge_to_the_ode(name, x64):
     x, _, _ = start()
     x, sigma = x.astype(jnp.float64), jnp.array([0.5, 1.0, 2.0, 9.0, 50.0])
     exact = mcmc.rk45_adaptive(1e-9, 1e-9, LOW).run(EXACT, x, sigma).x
-    calls = {"kar1": 401, "rk45": 396}.get(name, 2000 if name == "pf" else 400)
+    calls = {"kar1": 801, "rk45": 396}.get(name, 2000 if name == "pf" else 400)
     integrator = mcmc.integrator(name, calls, low=LOW)
     found = jax.jit(lambda x: integrator.run(EXACT, x, sigma, None).x)(x)
-    # kar1 and pf go on to no noise, by less than the noise left.
-    assert jnp.abs(found - exact).max() < (0.05 if name in ("kar1", "pf") else 1e-3)
+    # kar1 goes on to the data, and pf half the way.
+    beyond = {"kar1": 1.0, "pf": 0.5}.get(name, 0.0)
+    exact = exact + beyond * (EXACT(exact, jnp.full(5, LOW)).x0 - exact)
+    assert jnp.abs(found - exact).max() < (0.1 if name == "pf" else 2e-3)
 
 
 def test_adaptive_rk45_counts_what_it_does():
