@@ -109,8 +109,15 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
         from diffjax.sampling import load_classifier
 
         classifier = load_classifier(config.sample.classifier)
+    predictor = None
+    if config.sampler == "dmcmc" and config.dmcmc.get("predictor"):
+        from diffjax.sampling import load_predictor
+
+        predictor = load_predictor(config.dmcmc.predictor)
     open_data = mode not in ("sample", "fit", "dry_run")
-    experiment = experiments.build(config, open_data=open_data, classifier=classifier)
+    experiment = experiments.build(
+        config, open_data=open_data, classifier=classifier, predictor=predictor
+    )
     MODES[mode](experiment, workdir)
 
 

@@ -19,18 +19,19 @@ import numpy as np
 import optax
 
 from diffjax import augmentation as augmentations
-from diffjax import bits, guidance, losses, models, schedules, solvers
+from diffjax import bits, chains, guidance, losses, models, schedules, solvers
 from diffjax import prediction as predictions
 from diffjax.losses import Slots
 from diffjax.options import about, choose, keywords, unknown
 from diffjax.prediction import Parametrization, Prediction
 from diffjax.schedules import Discrete, Schedule, half_log_snr
 from diffjax.solvers import Recipe, learned, timesteps
-from diffjax.systems import NoisyClassifier, Request, sampler
+from diffjax.systems import NoisePredictor, NoisyClassifier, Request, sampler
 from diffjax.systems.diffusion import Draw, Objective
 from diffjax.typing import Array
 
 __all__ = [
+    "CHAINS",
     "CLASSIFIERS",
     "EMPIRICAL",
     "NETWORKS",
@@ -85,6 +86,9 @@ LIMITS = {"static": guidance.threshold, "dynamic": guidance.dynamic_threshold}
 
 # Objectives of a chain, in place of a target; what else they take stands with the weighting's.
 BOUNDS = {"hybrid": losses.hybrid, "variational": losses.variational}
+
+CHAINS = "dmcmc"
+SAMPLERS = dict.fromkeys(("solver", CHAINS))
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -276,7 +280,9 @@ def _is_optimizer(make: Any) -> bool:
 def recipe(config: ml_collections.ConfigDict, schedule: Schedule, **given) -> Recipe:
     """Solver and grid; ``given`` are arguments of the solver that no config can hold."""
     sample = config.sample
-    choose("sampler", config.sampler, {"solver": solvers.recipe})
+    choose("sampler", config.sampler, SAMPLERS)
+    if config.sampler == CHAINS:
+        return chains.recipe(config, schedule)
     named = {**solvers.SOLVERS, LEARNED: learned.load}
     solver = choose("sample.solver", sample.solver, named)
     if sample.solver == LEARNED:
@@ -320,8 +326,9 @@ def draw(
     shape: tuple[int, int, int],
     num_classes: int,
     classifier: NoisyClassifier | None = None,
+    predictor: NoisePredictor | None = None,
 ) -> Draw:
-    """How samples are drawn: with the recipe made, guidance and thresholding."""
+    """How samples are drawn: with the recipe made, by chains or not, guidance and thresholding."""
     sample = config.sample
     scales = {"sample.guidance": sample.guidance, "evaluate.guidance": config.evaluate.guidance}
     for field, scale in scales.items():
@@ -348,14 +355,16 @@ def draw(
         modifiers["limit"] = functools.partial(limit, schedule=schedule)
     if classifier is not None:
         modifiers["classifier"] = classifier
-        if sample.solver == "ancestral":
+        if sample.solver == "ancestral" and config.sampler != CHAINS:
             modifiers["guided_chain"] = lambda gradient: recipe(config, schedule, gradient=gradient)
+    known = num_classes or (classifier.num_classes if classifier else 0)
+    if config.sampler == CHAINS:
+        modifiers["walk"] = chains.walk(config, schedule, made, shape, known, predictor)
     drawn = sampler(schedule, made, shape, num_classes=num_classes, **modifiers)
 
     def predict(x: Array, t: Array, labels: Array | None) -> Prediction:
         return Prediction(x, x, jnp.zeros_like(x) if config.prediction.learned_variance else None)
 
-    known = num_classes or (classifier.num_classes if classifier else 0)
     labels = sample_labels(sample.labels, 1, known)
     with about("sample"):
         request = Request(jnp.arange(1), labels, sample.guidance)

@@ -21,7 +21,7 @@ from diffjax.data.base import check_labels
 from diffjax.options import about, choose
 from diffjax.schedules import Schedule
 from diffjax.solvers import Recipe
-from diffjax.systems import NoisyClassifier, System
+from diffjax.systems import NoisePredictor, NoisyClassifier, System
 
 __all__ = [
     "SYSTEMS",
@@ -48,6 +48,7 @@ class Experiment(NamedTuple):
         num_classes: Number of classes that can be asked for, 0 when the system is unconditional and
             no classifier guides it.
         classifier: What guides sampling, where ``config.sample.classifier`` names a run; or None.
+        predictor: What tells chains their noise, where ``config.dmcmc.predictor`` names a run.
     """
 
     config: ml_collections.ConfigDict
@@ -58,6 +59,7 @@ class Experiment(NamedTuple):
     shape: tuple[int, int, int]
     num_classes: int
     classifier: NoisyClassifier | None = None
+    predictor: NoisePredictor | None = None
 
 
 def build(
@@ -65,6 +67,7 @@ def build(
     *,
     open_data: bool = True,
     classifier: NoisyClassifier | None = None,
+    predictor: NoisePredictor | None = None,
 ) -> Experiment:
     """Makes the experiment of a config. Only shapes are computed; nothing is written.
 
@@ -74,6 +77,7 @@ def build(
             the shape and the number of classes.
         classifier: The one of the run that ``config.sample.classifier`` names, from
             ``sampling.load_classifier``.
+        predictor: The one that ``config.dmcmc.predictor`` names, from ``sampling.load_predictor``.
 
     Returns:
         The experiment.
@@ -107,6 +111,7 @@ def build(
         shape=tuple(config.data.shape),
         num_classes=num_classes or (classifier.num_classes if classifier else 0),
         classifier=classifier,
+        predictor=predictor,
     )
     return experiment._replace(system=make(experiment))
 
@@ -162,7 +167,13 @@ def _diffusion(experiment: Experiment) -> System:
     config, schedule = experiment.config, experiment.schedule
     num_classes = config.data.num_classes if config.data.conditional else 0
     draw = components.draw(
-        config, schedule, experiment.recipe, experiment.shape, num_classes, experiment.classifier
+        config,
+        schedule,
+        experiment.recipe,
+        experiment.shape,
+        num_classes,
+        experiment.classifier,
+        experiment.predictor,
     )
     measure = components.measure(config, schedule)
     if config.network == EMPIRICAL:

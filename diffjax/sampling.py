@@ -1,7 +1,9 @@
 """Drawing samples: any number, in batches, over all devices, the same picture whatever the split.
 
 Sample ``i`` of a seed depends on the seed and on ``i`` alone: not on the batch it is drawn in, nor
-on how many devices share the work, nor on ``pmap`` or ``jit``.
+on how many devices share the work, nor on ``pmap`` or ``jit``. Drawn by chains (``config.sampler``
+``dmcmc``) it depends on the number of chains too: sample ``i`` is what chain ``i mod chains`` gives
+in its round ``i // chains``.
 """
 
 import hashlib
@@ -16,15 +18,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from diffjax import checkpoint, components, parallel
+from diffjax import chains, checkpoint, components, parallel
+from diffjax.components import CHAINS
 from diffjax.data import images
 from diffjax.experiment import Experiment, abstract_batch, build, sample_labels
+from diffjax.mcmc import Chains, ChainState, noise_levels, noise_range
 from diffjax.state import TrainState, select_parameters
-from diffjax.systems import NoisyClassifier, Request, judge
+from diffjax.systems import NoisePredictor, NoisyClassifier, Request, judge
 from diffjax.typing import Key
 from diffjax.workdir import load_config
 
-__all__ = ["Drawn", "compile_draw", "draw", "load_classifier", "sample", "save"]
+__all__ = ["Drawn", "compile_draw", "draw", "load_classifier", "load_predictor", "sample", "save"]
 
 Draw = Callable[[TrainState, Key, np.ndarray, np.ndarray | None], np.ndarray]
 
@@ -36,11 +40,13 @@ class Drawn(NamedTuple):
         images: uint8 ``(n, height, width, channels)``.
         labels: The classes asked for, int32 ``(n,)``, or None.
         nfe: Network evaluations per sample.
+        chains: Where the chains stand that gave them, on the host; None where there are none.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     nfe: int
+    chains: Chains | None = None
 
 
 def compile_draw(
@@ -57,11 +63,7 @@ def compile_draw(
         ``draw(state, key, index, labels) -> uint8 images`` on the host, for a number of rows that
         the mesh divides; and a function that tells the network evaluations per sample once drawn.
     """
-    if experiment.system.sample is None:
-        raise ValueError(
-            f"system {experiment.config.system!r} draws no images: --mode evaluate scores it, and "
-            "--config.sample.classifier=WORKDIR lets it guide another run"
-        )
+    _check_drawable(experiment)
     nfe = []
 
     def body(state, key, index, labels):
@@ -102,12 +104,15 @@ def draw(
     Raises:
         ValueError: Labels and system do not fit.
     """
+    _check_drawable(experiment)
     _check_labels(labels, number, experiment.num_classes)
     mesh = parallel.sampling_mesh(experiment.config.parallel.fsdp)
     size = min(experiment.config.sample.batch_size, number)
     size = -(-size // mesh.size) * mesh.size
     run, nfe = compile_draw(experiment, mesh, guidance)
     key, parts = jax.random.key(seed), []
+    if experiment.config.sampler == CHAINS:
+        return _draw_chains(experiment, state, mesh, labels, number, guidance, key, progress)
     # Off (None) unless the output is a terminal.
     bar = tqdm(total=number, desc=progress, unit="sample", disable=None if progress else True)
     with bar:
@@ -119,6 +124,86 @@ def draw(
             parts.append(part)
             bar.update(len(part))
     return Drawn(np.concatenate(parts), labels, nfe())
+
+
+def _draw_chains(
+    experiment: Experiment,
+    state: TrainState,
+    mesh: Mesh,
+    labels: np.ndarray | None,
+    number: int,
+    guidance: float,
+    key: Key,
+    progress: str | None,
+) -> Drawn:
+    """Draws round by round: one program begins the chains, and one goes on with them."""
+    settings = chains.settings(experiment.config)
+    count = settings.chains
+    if count % mesh.size:
+        raise ValueError(
+            f"config.dmcmc.chains={count} must be a multiple of the {mesh.size} devices"
+        )
+    if labels is not None and (labels != np.resize(labels[:count], number)).any():
+        raise ValueError(
+            f"a chain keeps its class, so labels must repeat every config.dmcmc.chains={count} "
+            "samples: use config.sample.labels='cycle', or a number of classes that divides it"
+        )
+    own = None if labels is None else np.resize(labels[:count], count)
+    rows = parallel.batch_sharding(mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    nfe = []
+
+    def body(state, key, index, labels, walking):
+        request = Request(index, labels, guidance, walking)
+        samples = experiment.system.sample(state, key, request)
+        nfe.append(samples.nfe)
+        return images.to_uint8(samples.images), samples.chains
+
+    compiled = jax.jit(body, out_shardings=(whole, None))
+    index, own = jax.device_put((np.arange(count), own), rows)
+    walking = _resumed(settings.resume, (count, *experiment.shape), rows)
+    parts = []
+    bar = tqdm(total=number, desc=progress, unit="sample", disable=None if progress else True)
+    with bar:
+        for start in range(0, number, count):
+            part, walking = compiled(state, key, index, own, walking)
+            parts.append(np.asarray(part)[: number - start])
+            bar.update(len(parts[-1]))
+    gathered = jax.jit(lambda tree: tree, out_shardings=whole)(walking)
+    return Drawn(np.concatenate(parts), labels, nfe[-1], jax.device_get(gathered))
+
+
+def _resumed(path: str, shape: tuple[int, ...], rows: NamedSharding) -> Chains | None:
+    """The chains that a file holds, on the devices; None without a file."""
+    if not path:
+        return None
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"config.dmcmc.resume={path!r}: there is no such file")
+    try:
+        with np.load(path) as file:
+            x, sigma, finished = (file[name] for name in ("x", "sigma", "round"))
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(f"config.dmcmc.resume={path!r} holds no chains: {error}") from error
+    if x.shape != shape or sigma.shape != shape[:1]:
+        raise ValueError(
+            f"config.dmcmc.resume={path!r} holds chains {x.shape}, but this run has {shape}: set "
+            "config.dmcmc.chains to as many"
+        )
+    return Chains(ChainState(*jax.device_put((x, sigma), rows)), jax.numpy.asarray(finished))
+
+
+def save_chains(path: pathlib.Path, standing: Chains) -> None:
+    """Writes chains so that ``config.dmcmc.resume`` goes on with them."""
+    np.savez(path, x=standing.state.x, sigma=standing.state.sigma, round=standing.round)
+
+
+def _check_drawable(experiment: Experiment) -> None:
+    if experiment.system.sample is None:
+        raise ValueError(
+            f"system {experiment.config.system!r} draws no images: --mode evaluate scores it, and "
+            "it serves another run (--config.sample.classifier=WORKDIR, or "
+            "--config.dmcmc.predictor=WORKDIR)"
+        )
 
 
 def _check_labels(labels: np.ndarray | None, number: int, classes: int) -> None:
@@ -162,6 +247,33 @@ def load_classifier(workdir: str | os.PathLike) -> NoisyClassifier:
     )
 
 
+def load_predictor(workdir: str | os.PathLike) -> NoisePredictor:
+    """The noise-level predictor that was trained in a workdir, for ``experiment.build``.
+
+    Raises:
+        ValueError: The workdir holds no run, one of another system, or no checkpoint.
+    """
+    config = load_config(workdir)
+    if config.system != "noise_level":
+        raise ValueError(
+            f"config.dmcmc.predictor: {workdir} holds a run of system {config.system!r}, not a "
+            "noise_level"
+        )
+    experiment = build(config, open_data=False)
+    shapes = jax.eval_shape(
+        experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1)
+    )
+    state = checkpoint.restore_for_sampling(workdir, shapes)
+    network = components.noise_level_network(config)
+    params = select_parameters(state, config.sample.ema)
+    noise = noise_range(experiment.schedule)
+    return NoisePredictor(
+        lambda x: network.apply({"params": params}, x),
+        noise_levels(noise.t_min, noise.t_max, network.levels),
+        experiment.shape,
+    )
+
+
 def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:
     """What ``--mode sample`` does: draws as ``config.sample`` says, saves, and tells where.
 
@@ -190,18 +302,40 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
         columns = experiment.num_classes if in_columns else None
         images.save_png(grid, images.image_grid(drawn.images[:400], columns))
         print(f"{config.number} samples at {drawn.nfe} network evaluations each: {path}")
+        if drawn.chains is not None:
+            standing = path.with_suffix(".chains.npz")
+            save_chains(standing, drawn.chains)
+            print(_about_chains(experiment, standing, drawn.nfe))
         print(f"as a picture: {grid}")
     return path
+
+
+def _about_chains(experiment: Experiment, standing: pathlib.Path, nfe: int) -> str:
+    """What the chains cost beside the samples, in network evaluations, and how to go on."""
+    config = experiment.config
+    settings = chains.settings(config)
+    each = -(-config.sample.number // settings.chains)
+    begun = 0 if settings.resume else chains.start_calls(config) * nfe // config.sample.calls
+    return (
+        f"of {settings.chains} chains, {each} each; a chain took {begun} before its "
+        f"first sample, {begun / each:.3g} a sample here; to go on: "
+        f"--config.dmcmc.resume={standing}"
+    )
 
 
 def name(experiment: Experiment, state: TrainState, drawn: Drawn) -> str:
     """File name that tells how samples were drawn; other settings never share it."""
     config = experiment.config.sample
-    settings = json.dumps(config.to_dict(), sort_keys=True)
+    settings = config.to_dict()
+    by_chains = experiment.config.sampler == CHAINS
+    if by_chains:
+        settings |= {"dmcmc": experiment.config.dmcmc.to_dict()}
+    settings = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     shape = "x".join(map(str, drawn.images.shape))
     return (
-        f"step{int(state.step)}_{config.solver}{config.calls}_guidance{config.guidance:g}"
+        f"step{int(state.step)}_{'dmcmc_' if by_chains else ''}{config.solver}{config.calls}"
+        f"_guidance{config.guidance:g}"
         f"_seed{config.seed}_{digest}_{shape}.npz"
     )
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"analytic", "guidance", "likelihood", "losses", "solvers", "state"},
     {"mcmc"},
     {"systems"},
-    {"bits", "components", "configuration", "experiment", "parallel", "workdir"},
+    {"bits", "chains", "components", "configuration", "experiment", "parallel", "workdir"},
     {
         "checkpoint",
         "conversion",
@@ -84,7 +84,17 @@ def test_imports_go_downwards(path):
 
 def test_importing_the_library_is_light():
     """Only JAX and NumPy: no networks, data, plots, TensorFlow or PyTorch."""
-    heavy = ["diffrax", "flax", "grain", "matplotlib", "optax", "orbax", "sklearn", "torch"]
+    heavy = [
+        "blackjax",
+        "diffrax",
+        "flax",
+        "grain",
+        "matplotlib",
+        "optax",
+        "orbax",
+        "sklearn",
+        "torch",
+    ]
     heavy += ["tensorflow", "tensorflow_datasets"]
     script = f"import sys, diffjax; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(

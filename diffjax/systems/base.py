@@ -28,11 +28,13 @@ class Request(NamedTuple):
             whatever batch it is drawn in.
         labels: Classes asked for, ``(n,)`` int32, or None for an unconditional system.
         guidance: Guidance scale, ``()`` or ``(n,)``; 1 is plain conditional sampling.
+        chains: Where a sampler by chains goes on, from earlier ``Samples``; None to begin.
     """
 
     index: Array
     labels: Array | None = None
     guidance: Array | float = 1.0
+    chains: Any = None
 
 
 class Samples(NamedTuple):
@@ -42,11 +44,13 @@ class Samples(NamedTuple):
         images: Shape ``(n, H, W, C)``, nominally in [-1, 1].
         labels: The labels asked for, ``(n,)``, or None.
         nfe: Network evaluations per sample.
+        chains: Where a sampler by chains stands; None for others, whose samples stand alone.
     """
 
     images: Array
     labels: Array | None
     nfe: int
+    chains: Any = None
 
 
 class System(NamedTuple):

@@ -23,6 +23,7 @@ from diffjax.schedules import Schedule, prior
 from diffjax.solvers import Recipe
 from diffjax.state import TrainState
 from diffjax.systems.base import Batch, Request, Samples, System, gradient_update
+from diffjax.systems.chains import Walk
 from diffjax.systems.noisy_classifier import NoisyClassifier
 from diffjax.typing import Array, Key
 
@@ -146,6 +147,7 @@ def sampler(
     limit: Callable[[Predict], Predict] = lambda predict: predict,
     classifier: NoisyClassifier | None = None,
     guided_chain: Callable[[Callable[[Array, Array], Array]], Recipe] | None = None,
+    walk: Walk | None = None,
 ) -> Draw:
     """How samples of a shape are drawn from a labelled prediction.
 
@@ -164,6 +166,7 @@ def sampler(
         classifier: What guides instead of the network's own unconditional prediction.
         guided_chain: The recipe of a chain that takes the classifier's gradient itself (see
             :func:`diffjax.solvers.ancestral`); other solvers see a guided prediction.
+        walk: Draws by chains instead of from noise; see :func:`diffjax.systems.chain_sampler`.
 
     Returns:
         ``draw(predict, key, request)``. Without labels for the network, or with a guidance scale
@@ -202,6 +205,8 @@ def sampler(
         return guidance.classifier(limit(plain), schedule, weighted), recipe
 
     def draw(predict: LabelledPredict, key: Key, request: Request) -> Samples:
+        if walk is not None:
+            return walk(lambda rows: guided(predict, rows)[0], key, request)
         keys = per_sample(key, request.index)
         start, noise = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         x = prior(schedule, recipe.ts[0], (request.index.shape[0], *shape), start)

@@ -5,6 +5,7 @@ draws no samples; ``--mode evaluate`` tells how well it is calibrated, and ``dif
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,21 @@ from diffjax.state import TrainState
 from diffjax.systems.base import Batch, System, gradient_update
 from diffjax.typing import Array, Key
 
-__all__ = ["calibration", "noise_level"]
+__all__ = ["NoisePredictor", "calibration", "noise_level"]
+
+
+class NoisePredictor(NamedTuple):
+    """A trained predictor, as Denoising MCMC uses it.
+
+    Attributes:
+        logits: ``x -> (n, levels)``, for images in [-1, 1] with noise added.
+        levels: The noise levels, noisiest first.
+        shape: Shape of an image.
+    """
+
+    logits: Logits
+    levels: np.ndarray
+    shape: tuple[int, ...]
 
 
 def noise_level(

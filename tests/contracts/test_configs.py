@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffjax import configuration, workdir
+from diffjax import components, configuration, mcmc, workdir
 from diffjax.experiment import abstract_batch, build, check_devices
-from diffjax.systems import Request
+from diffjax.systems import NoisePredictor, Request
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -24,7 +24,7 @@ SOURCES = [
 # What decides how an update goes, how samples are drawn, and what is built; nothing is gained by
 # tracing the same at several sizes.
 TRAINED = ("system", "network", "loss", "prediction", "optimizer.name")
-SAMPLED = ("system", "network", "prediction", "sample.solver", "sample.options")
+SAMPLED = ("system", "network", "prediction", "sample.solver", "sample.options", "sampler", "dmcmc")
 BUILT = ("system", "network", "model", "prediction", "data.shape", "data.conditional", "data.num")
 
 each = pytest.mark.parametrize("source", SOURCES)
@@ -39,10 +39,17 @@ def load(source):
 def prepared(source):
     """The experiment, and the shapes of its state.
 
-    Data that need a download stay closed, their shape is in the config.
+    Data that need a download stay closed, their shape is in the config. Where it names a predictor
+    of noise levels, one that knows nothing stands in for it.
     """
-    config = load(source)
-    experiment = build(config, open_data=not config.data.source.startswith("tfds:"))
+    config, predictor = load(source), None
+    if config.dmcmc.get("predictor"):
+        noise = mcmc.noise_range(components.schedule(config))
+        levels = mcmc.noise_levels(noise.t_min, noise.t_max, 20)
+        shape = (8, 8, 1) if config.data.source == "digits" else config.data.shape
+        predictor = NoisePredictor(lambda x: jnp.zeros((x.shape[0], 20)), levels, shape)
+    open_data = not config.data.source.startswith("tfds:")
+    experiment = build(config, open_data=open_data, predictor=predictor)
     batch = abstract_batch(experiment, 1)
     return experiment, jax.eval_shape(experiment.system.init, jax.random.key(0), batch)
 
