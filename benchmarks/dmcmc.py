@@ -4,7 +4,7 @@ python benchmarks/dmcmc.py --workdir runs/digits --predictor runs/noise       (-
 
 Two parts, each with tables in Markdown and plots. The exact mixture in 64 dimensions needs no
 training: sliced Wasserstein distance, and the rms distance to the nearest mean. Digits are drawn
-from a run of configs/digits/default.py, with a predictor of configs/digits/noise_level.py; a run
+from a run of configs/digits/default.py:mlp, with a predictor of configs/digits/noise_level.py; a run
 that is missing is trained first. There, the Frechet distance in the features of the classifier that
 judges samples, with precision and recall, against the half of the data that nothing has seen.
 
@@ -237,7 +237,7 @@ def trained(workdir: pathlib.Path, config: str):
 
 def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple]:
     """Digits, class-conditional; a chain keeps its class."""
-    made, state = trained(workdir, "configs/digits/default.py")
+    made, state = trained(workdir, "configs/digits/default.py:mlp")
     trained(predictor, "configs/digits/noise_level.py")
     judge = sampling.load_predictor(predictor)
     network = components.network(made.config, made.num_classes)

@@ -1,8 +1,8 @@
-"""Denoising MCMC on digits: the network of configs/digits/default.py, drawn from by chains.
+"""Denoising MCMC on digits: the MLP of configs/digits/default.py:mlp, drawn from by chains.
 
 Paper     Kim & Ye 2023, arXiv:2209.14593
 Command   python main.py --config configs/digits/dmcmc.py --workdir runs/digits --mode sample
-Before    --mode train with this file or default.py, the training is the same; and the predictor:
+Before    --mode train with this file or default.py:mlp, the training is the same; and the predictor:
           python main.py --config configs/digits/noise_level.py --workdir runs/noise --mode train
 Hardware  2 CPU cores
 Result    docs/denoising_mcmc.md
@@ -26,10 +26,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         conditional=True,
     )
 
-    config.network = "mlp"  # mlp, unet, dit, or empirical: the training set itself, as a check
-    # With 898 images, dropout keeps the network from learning them by heart. It does not do so
-    # entirely: samples are 18 % nearer to the training half than unseen digits are. gamma=80 and
-    # 2,400 steps make that 16 %, dropout 0.8 with gamma=40 11 %, at 1.5 and 1.8 times the floor.
+    config.network = "mlp"  # that of docs/denoising_mcmc.md
     config.model = dict(width=512, depth=4, layer_norm=True, dropout=0.6, dtype="float32")
 
     config.schedule = dict(name="cosine", options=dict())
