@@ -28,6 +28,7 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/sampler_overhead.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/quality_per_minute.py
 	$(BIN)/python benchmarks/solver_error.py --plot docs/solver_error.png
 	$(BIN)/python benchmarks/learned_grid.py

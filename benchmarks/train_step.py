@@ -2,20 +2,16 @@
 
 Both do what training does: bytes to floats, a time and noise for every image, forward, loss on the
 noise, backward, clipping, Adam and the average of the parameters. Ours is the product's own update.
-PyTorch's U-Net is ``UNet2DModel`` of diffusers; its transformer is written out below. PyTorch runs
-eagerly, in the memory layout ``channels_last`` too where there are convolutions, and compiled. The
-weights are carried over first, and the two networks must agree on them.
+PyTorch runs eagerly, in the memory layout ``channels_last`` too where there are convolutions, and
+compiled. The weights are carried over first, and the two networks must agree on them.
 """
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable
 
-import diffusers
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,9 +28,9 @@ from side_by_side import (
 )
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_networks import NETWORKS, official_tensors, perturbed
 
 from diffjax import components, configuration, convert, experiment, parallel
-from diffjax.models.embeddings import grid_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,181 +75,35 @@ CASES = {
     ),
 }
 
-# Names of diffusers' U-Net, made those that the converter knows, applied in this order.
-NAMES = (
-    (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.block.\3"),
-    (r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)", r"\1.\2.attn.\3"),
-    (r"^down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"^up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
-    (r"^mid_block\.resnets\.0", "mid.block_1"),
-    (r"^mid_block\.resnets\.1", "mid.block_2"),
-    (r"^mid_block\.attentions\.0", "mid.attn_1"),
-    (r"^time_embedding\.linear_1", "temb.dense.0"),
-    (r"^time_embedding\.linear_2", "temb.dense.1"),
-    (r"^conv_norm_out", "norm_out"),
-    (r"time_emb_proj", "temb_proj"),
-    (r"conv_shortcut", "nin_shortcut"),
-    (r"group_norm", "norm"),
-    (r"to_(q|k|v)\.", r"\1."),
-    (r"to_out\.0", "proj_out"),
-)
 
-
-def unet(model: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> nn.Module:
-    """Diffusers' U-Net with the arguments of ours."""
-    sizes = [shape[0] >> level for level in range(len(model.ch_mult))]
-    kinds = ["Attn" if size in model.attn_resolutions else "" for size in sizes]
-    return diffusers.UNet2DModel(
-        sample_size=shape[0],
-        in_channels=shape[2],
-        out_channels=shape[2],
-        layers_per_block=model.num_res_blocks,
-        block_out_channels=[model.ch * mult for mult in model.ch_mult],
-        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
-        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        attention_head_dim=None,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        norm_eps=1e-6,
-        norm_num_groups=model.get("num_groups", 32),
-        dropout=model.dropout,
-    )
-
-
-class DiT(nn.Module):
-    """The diffusion transformer, its parameters named as its authors name them."""
-
-    def __init__(self, size: int, channels: int, patch: int, width: int, depth: int, heads: int):
-        super().__init__()
-        self.patch, self.width = patch, width
-        self.x_embedder = nn.Module()
-        self.x_embedder.proj = nn.Conv2d(channels, width, patch, patch)
-        self.t_embedder = nn.Module()
-        self.t_embedder.mlp = nn.Sequential(
-            nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.final_layer = nn.Module()
-        self.final_layer.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.final_layer.linear = nn.Linear(width, patch**2 * channels)
-        grid = size // patch
-        self.register_buffer("pos_embed", torch.tensor(grid_positions(grid, grid, width))[None])
-        frequencies = 10_000.0 ** (-torch.arange(128) / 128)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, x, t):
-        """Maps images ``(batch, channels, height, width)`` and indices ``(batch,)``."""
-        batch, channels, height, width = x.shape
-        angles = t[:, None] * self.frequencies
-        c = self.t_embedder.mlp(torch.cat([angles.cos(), angles.sin()], -1))
-        h = self.x_embedder.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
-        for block in self.blocks:
-            h = block(h, c)
-        shift, scale = self.final_layer.adaLN_modulation(c)[:, None].chunk(2, -1)
-        h = self.final_layer.linear(modulate(h, shift, scale))
-        rows, columns, p = height // self.patch, width // self.patch, self.patch
-        h = h.view(batch, rows, columns, p, p, channels).permute(0, 5, 1, 3, 2, 4)
-        return h.reshape(x.shape)
-
-
-class Block(nn.Module):
-    """Attention and MLP under adaptive normalisation."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.attn = nn.Module()
-        self.attn.qkv = nn.Linear(width, 3 * width)
-        self.attn.proj = nn.Linear(width, width)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(self, x, c):
-        """Maps tokens ``(batch, tokens, width)``."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)[:, None].chunk(
-            6, -1
-        )
-        qkv = self.attn.qkv(modulate(x, shift1, scale1))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + gate1 * self.attn.proj(attended)
-        h = F.gelu(self.mlp.fc1(modulate(x, shift2, scale2)), approximate="tanh")
-        return x + gate2 * self.mlp.fc2(h)
-
-
-def modulate(x, shift, scale):
-    """Normalises tokens, then scales and shifts them."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-
-
-def peer(case: Case, built: experiment.Experiment) -> nn.Module:
-    """PyTorch's network, with weights none of which is zero."""
-    model, shape = built.config.model, built.shape
+def peer(case: Case, built: experiment.Experiment) -> tuple[nn.Module, dict]:
+    """PyTorch's network, and its weights as ours, which must then compute the same."""
+    model, (size, _, channels) = built.config.model.to_dict(), built.shape
     if case.network == "unet":
-        network = unet(model, shape)
-    else:
-        network = DiT(
-            shape[0], shape[2], model.patch_size, model.width, model.depth, model.num_heads
-        )
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(0.02 * torch.randn_like(weight))
-    return network
-
-
-def carried_over(case: Case, built: experiment.Experiment, network: nn.Module) -> dict:
-    """PyTorch's weights as parameters of our network, which must then compute the same."""
-    model, (size, _, channels) = built.config.model, built.shape
-    tensors = {name: value.numpy() for name, value in network.state_dict().items()}
-    if case.network == "unet":
-        arguments = model.copy_and_resolve_references().to_dict()
+        family, arguments = "ddpm", dict(image_size=size, channels=channels, **model)
         arguments.pop("dtype")
-        official = {_official(name, len(model.ch_mult)): value for name, value in tensors.items()}
-        # Dense layers of diffusers' attention are convolutions of 1x1 in the authors' network.
-        for name, value in official.items():
-            if ".attn" in name and value.ndim == 2:
-                official[name] = value[..., None, None]
-        variables = convert.from_torch(
-            "ddpm", official, image_size=size, channels=channels, **arguments
-        )
     else:
-        variables = convert.from_torch(
-            "dit",
-            tensors,
+        family = "dit"
+        arguments = dict(
             input_size=size,
-            patch_size=model.patch_size,
+            patch_size=model["patch_size"],
             in_channels=channels,
-            hidden_size=model.width,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            num_classes=0,
-            learn_sigma=False,
+            hidden_size=model["width"],
+            depth=model["depth"],
+            num_heads=model["num_heads"],
         )
+    network = perturbed(NETWORKS[family](**arguments))
+    _, variables = convert.from_torch(family, official_tensors(network), **arguments)
     generator = np.random.default_rng(0)
     x, t = generator.normal(size=(2, *built.shape)).astype(np.float32), np.array([10.0, 700.0])
     ours = components.network(built.config, 0).apply(variables, x, t.astype(np.float32))
     with torch.no_grad():
-        theirs = call(network.eval(), torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t))
+        theirs = network.eval()(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t).float())
     network.train()
     error = np.abs(ours - theirs.numpy().transpose(0, 2, 3, 1)).max() / np.abs(ours).max()
     if not error < 1e-4:
         raise AssertionError(f"{case}: the two networks differ by {error:.2g}")
-    return variables["params"]
-
-
-def _official(name: str, levels: int) -> str:
-    for pattern, replacement in NAMES:
-        name = re.sub(pattern, replacement, name)
-    # Diffusers counts the levels on the way up from the lowest.
-    return re.sub(r"^up\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
-
-
-def call(network: nn.Module, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The output of either network of PyTorch."""
-    out = network(x, t.float())
-    return out if isinstance(out, torch.Tensor) else out.sample
+    return network, variables["params"]
 
 
 def our_step(
@@ -302,7 +152,7 @@ def their_step(
         t = torch.randint(schedule.steps, (len(x0),))
         noise = torch.randn_like(x0)
         optimizer.zero_grad(set_to_none=True)
-        loss = F.mse_loss(call(forward, alphas[t] * x0 + sigmas[t] * noise, t), noise)
+        loss = F.mse_loss(forward(alphas[t] * x0 + sigmas[t] * noise, t.float()), noise)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.clip_norm)
         optimizer.step()
@@ -321,8 +171,8 @@ def steps(case: Case) -> tuple[int, dict[str, Callable[[], object]]]:
     built = experiment.build(config, open_data=False)
     images = np.random.default_rng(0).integers(256, size=(case.batch, *built.shape))
     images = images.astype(np.uint8)
-    network = peer(case, built)
-    made = {"diffjax": our_step(built, carried_over(case, built, network), images)}
+    network, params = peer(case, built)
+    made = {"diffjax": our_step(built, params, images)}
     for variant in case.variants:
         made[variant] = their_step(built, network, images, variant)
     return sum(weight.numel() for weight in network.parameters()), made

@@ -88,13 +88,14 @@ def infer(tensors: Mapping[str, Any], case: Mapping[str, Any]) -> dict[str, Any]
     """Completes the arguments from the tensors: all but the number of heads of an unknown size."""
     width, channels, patch, _ = tensors[ANCHOR].shape
     tokens = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
+    labels = tensors.get("y_embedder.embedding_table.weight")
     found = dict(
         input_size=math.isqrt(tokens) * patch,
         patch_size=patch,
         in_channels=channels,
         hidden_size=width,
         depth=1 + max(at_block(name) for name in tensors if name.startswith("blocks.")),
-        num_classes=tensors["y_embedder.embedding_table.weight"].shape[0] - 1,
+        num_classes=0 if labels is None else labels.shape[0] - 1,
         learn_sigma=tensors["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
     )
     heads = {size["width"]: size["num_heads"] for size in DIT_SIZES.values()}
