@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.extend.core import jaxprs_in_params
 from side_by_side import (
     ROOT,
     THREADS,
@@ -35,7 +34,7 @@ from side_by_side import (
     timing_flags,
 )
 
-from diffjax import components, configuration, convert, experiment, parallel, sampling
+from diffjax import components, configuration, convert, dry_run, experiment, parallel, sampling
 from diffjax.models.dit import DIT_SIZES
 
 LEARNING_RATE = 1e-4
@@ -279,33 +278,6 @@ WORKLOADS = {
 }
 
 
-def operations(function: Callable, *arguments) -> int:
-    """Floating-point operations of all matrix products and convolutions in a call.
-
-    Counted in the traced program, every round of a loop by itself, which the compiler's own
-    analysis counts once. What is recomputed in a backward pass is not traced in a forward one.
-    """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _count(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
-        out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * out * math.prod(shapes[0][axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            features = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * out * math.prod(shapes[1]) // shapes[1][features]
-        else:
-            rounds = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            inner = jaxprs_in_params(equation.params)
-            total += rounds * sum(_count(getattr(each, "jaxpr", each)) for each in inner)
-    return total
-
-
 def peak(given: float | None) -> float:
     """Operations a second that all devices together could do; not a number if unknown."""
     kind = jax.devices()[0].device_kind
@@ -340,7 +312,7 @@ def programs(built: experiment.Experiment) -> tuple[int, Callable, Callable]:
     network = components.network(config, classes)
     one = [jax.ShapeDtypeStruct((1, *built.shape), jnp.float32)]
     one += [jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.float32, jnp.int32)]
-    forward = operations(network.apply, {"params": state.params}, *one)
+    forward = dry_run.flops(jax.make_jaxpr(network.apply)({"params": state.params}, *one).jaxpr)
 
     run, _ = sampling.compile_draw(built, mesh)
     update = parallel.compile_update(built.system, state, placed, mesh)
