@@ -2,7 +2,7 @@
 
 Paper     Kim & Ye 2023, arXiv:2209.14593
 Command   python main.py --config configs/digits/dmcmc.py --workdir runs/digits --mode sample
-Before    --mode train with this file or default.py:mlp, the training is the same; and the predictor:
+Before    --mode train with this file or default.py:mlp, which train alike; and the predictor:
           python main.py --config configs/digits/noise_level.py --workdir runs/noise --mode train
 Hardware  2 CPU cores
 Result    docs/denoising_mcmc.md
