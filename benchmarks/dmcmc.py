@@ -5,8 +5,8 @@ python benchmarks/dmcmc.py --workdir runs/digits --predictor runs/noise       (-
 Two parts, each with tables in Markdown and plots. The exact mixture in 64 dimensions needs no
 training: sliced Wasserstein distance, and the rms distance to the nearest mean. Digits are drawn
 from a run of configs/digits/default.py:mlp, with a predictor of configs/digits/noise_level.py; a
-run that is missing is trained first. There, the Frechet distance in the features of the classifier that
-judges samples, with precision and recall, against the half of the data that nothing has seen.
+run that is missing is trained first. There, the Frechet distance in the features of the classifier
+that judges samples, with precision and recall, against the half of the data that nothing has seen.
 
 What a chain costs before its first sample is shared by its samples and is not in the budget, as in
 the paper; it is told before the tables.
