@@ -99,6 +99,23 @@ def without_dropout(module):
     return module.clone(dropout=0.0) if hasattr(module, "dropout") else module
 
 
+def test_a_dit_without_a_table_of_labels_is_unconditional():
+    case = dict(input_size=4, patch_size=2, hidden_size=8, depth=1, num_heads=2, num_classes=0)
+    published = convert.published("dit", **case)
+    tensors = {
+        name: np.zeros(shape)
+        for name, shape in (
+            ("x_embedder.proj.weight", (8, 4, 2, 2)),
+            ("pos_embed", (1, 4, 8)),
+            ("blocks.0.attn.proj.bias", (8,)),
+            ("final_layer.linear.weight", (32, 8)),
+        )
+    }
+    assert convert.published("dit", **convert.infer("dit", tensors, num_heads=2)).module == (
+        published.module
+    )
+
+
 @pytest.mark.parametrize(("family", "name"), ALL)
 def test_every_official_name_is_used_once(family, name):
     """And is found from shapes alone where the network is a published one."""
