@@ -12,6 +12,7 @@ Modes
   fit       learns the grid and weights of --config.sample.calls calls for the run in the workdir
   evaluate  scores samples of the run in the workdir against its data
   stats     writes feature statistics of the config's data into the workdir
+  encode    writes latents of the config's data by --config.data.autoencoder into the workdir
   dry_run   prints the config, and what an update takes: parameters, FLOPs, memory; writes nothing
   convert   writes a workdir with the weights of a published PyTorch checkpoint, to draw from
   demo      trains, draws and scores, one after the other
@@ -92,6 +93,8 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
     from diffjax.workdir import check_workdir, load_config
 
     reuse_memory()
+    if mode == "encode" and options.config is None:
+        raise ValueError("--mode encode needs --config, whose data are encoded")
     stored = options.config is None
     config = load_config(workdir) if stored else configuration.load(options.config)
     config = configuration.override(config, overrides)
@@ -104,20 +107,23 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
         jax.distributed.initialize()
     from diffjax import experiment as experiments
 
-    classifier = None
+    if mode == "encode":
+        return encode(config, workdir)
+    trained = {}
     if config.sample.classifier:
         from diffjax.sampling import load_classifier
 
-        classifier = load_classifier(config.sample.classifier)
-    predictor = None
+        trained["classifier"] = load_classifier(config.sample.classifier)
     if config.sampler == "dmcmc" and config.dmcmc.get("predictor"):
         from diffjax.sampling import load_predictor
 
-        predictor = load_predictor(config.dmcmc.predictor)
+        trained["predictor"] = load_predictor(config.dmcmc.predictor)
+    if config.data.autoencoder and mode != "dry_run":
+        from diffjax.sampling import load_autoencoder
+
+        trained["autoencoder"] = load_autoencoder(config.data.autoencoder)
     open_data = mode not in ("sample", "fit", "dry_run")
-    experiment = experiments.build(
-        config, open_data=open_data, classifier=classifier, predictor=predictor
-    )
+    experiment = experiments.build(config, open_data=open_data, **trained)
     MODES[mode](experiment, workdir)
 
 
@@ -173,6 +179,13 @@ def evaluate(experiment, workdir: str) -> None:
         print(inception_scores.HINT)
 
 
+def encode(config, directory: str) -> None:
+    """Writes latents of the data."""
+    from diffjax import encoding
+
+    encoding.run(config, directory)
+
+
 def convert(options: flags.FlagValues, overrides: Sequence[str]) -> None:
     """Makes a run of a published checkpoint."""
     from diffjax.convert import FAMILIES
@@ -195,12 +208,13 @@ def convert(options: flags.FlagValues, overrides: Sequence[str]) -> None:
 
 def stats(experiment, workdir: str) -> None:
     """Writes feature statistics of the data."""
+    from diffjax import experiment as experiments
     from diffjax import inception_scores, reference
 
     if experiment.config.evaluate.inception:
         path = inception_scores.write_statistics(experiment, workdir)
     else:
-        path = reference.write(experiment.source, workdir)
+        path = reference.write(experiments.real_images(experiment), workdir)
     print(f"wrote {path}")
 
 
@@ -226,6 +240,7 @@ MODES = {
     "fit": fit,
     "evaluate": evaluate,
     "stats": stats,
+    "encode": encode,
     "convert": convert,
     "dry_run": dry_run,
     "demo": demo,

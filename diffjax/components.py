@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from diffjax import augmentation as augmentations
-from diffjax import bits, chains, guidance, losses, models, schedules, solvers
+from diffjax import bits, chains, guidance, losses, models, schedules, solvers, systems
 from diffjax import prediction as predictions
 from diffjax.losses import Slots
 from diffjax.options import about, choose, keywords, unknown
@@ -27,10 +27,12 @@ from diffjax.prediction import Parametrization, Prediction
 from diffjax.schedules import Discrete, Schedule, half_log_snr
 from diffjax.solvers import Recipe, learned, timesteps
 from diffjax.systems import NoisePredictor, NoisyClassifier, Request, sampler
+from diffjax.systems.autoencoder import ERRORS, Reconstruction
 from diffjax.systems.diffusion import Draw, Objective
 from diffjax.typing import Array
 
 __all__ = [
+    "AUTOENCODERS",
     "CHAINS",
     "CLASSIFIERS",
     "EMPIRICAL",
@@ -38,6 +40,7 @@ __all__ = [
     "PREDICTORS",
     "SCHEDULES",
     "augmentation",
+    "autoencoder_network",
     "classifier_network",
     "draw",
     "learning_rate",
@@ -48,6 +51,7 @@ __all__ = [
     "optimizer",
     "parametrization",
     "recipe",
+    "reconstruction",
     "sample_labels",
     "schedule",
     "times",
@@ -68,6 +72,8 @@ PREDICTORS: dict[str, type[nn.Module]] = {
     "noise_level_conv": models.NoiseLevelConv,
     "noise_level_mlp": models.NoiseLevelMLP,
 }
+# Of the system "autoencoder", which encodes images as smaller latents.
+AUTOENCODERS: dict[str, type[nn.Module]] = {"autoencoder_kl": models.AutoencoderKL}
 LEARNED = "learned"  # a sampler that was fitted, where a solver would be named
 EMPIRICAL = "empirical"  # the training set itself, where a network would be named
 
@@ -136,21 +142,28 @@ def network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
 
 def classifier_network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
     """The network of a classifier of noisy images."""
-    module = choose("network", config.network, CLASSIFIERS)
-    reserved = ("parent", "name", "num_classes")
-    options = keywords("model", module, config.model, reserved=reserved)
-    if "dtype" in options:
-        options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
-    return module(**options, num_classes=num_classes)
+    return _module(config, CLASSIFIERS, num_classes=num_classes)
 
 
 def noise_level_network(config: ml_collections.ConfigDict) -> nn.Module:
     """The network of a noise-level predictor; the number of levels is one of its options."""
-    module = choose("network", config.network, PREDICTORS)
-    options = keywords("model", module, config.model, reserved=("parent", "name"))
+    return _module(config, PREDICTORS)
+
+
+def autoencoder_network(config: ml_collections.ConfigDict) -> nn.Module:
+    """An autoencoder."""
+    return _module(config, AUTOENCODERS)
+
+
+def _module(
+    config: ml_collections.ConfigDict, registry: dict[str, type[nn.Module]], **inferred
+) -> nn.Module:
+    """The network that the config names, with its options and what is known from elsewhere."""
+    module = choose("network", config.network, registry)
+    options = keywords("model", module, config.model, reserved=("parent", "name", *inferred))
     if "dtype" in options:
         options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
-    return module(**options)
+    return module(**options, **inferred)
 
 
 def times(config: ml_collections.ConfigDict, schedule: Schedule) -> Callable[..., Array]:
@@ -185,6 +198,17 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
     if make is losses.edm_weight:
         options.setdefault("sigma_data", config.prediction.sigma_data)
     return functools.partial(losses.weighted_x0, weighting=make(**options))
+
+
+def reconstruction(config: ml_collections.ConfigDict) -> Reconstruction:
+    """The loss of an autoencoder."""
+    loss = config.loss
+    choose("loss.target", loss.target, ERRORS)
+    taken = ("x", "decoded", "posterior", "error")
+    options = keywords(
+        "loss.weighting_options", systems.reconstruction, loss.weighting_options, taken
+    )
+    return functools.partial(systems.reconstruction, error=loss.target, **options)
 
 
 def _bound(config: ml_collections.ConfigDict) -> Objective:
@@ -350,6 +374,8 @@ def draw(
         with about("sample.guidance_interval"):
             guidance.interval(1.0, low, high)
         modifiers["scale"] = lambda scale, t: guidance.interval(scale, low, high)(t)
+    if sample.guidance_channels:
+        modifiers["combine"] = guidance.first_channels(sample.guidance_channels)
     if sample.threshold:
         limit = LIMITS[sample.threshold]
         modifiers["limit"] = functools.partial(limit, schedule=schedule)

@@ -87,6 +87,9 @@ FIELDS: dict[str, Rule] = {
     "data.conditional": FLAG,
     "data.shape": SHAPE,
     "data.num_classes": COUNT,
+    "data.autoencoder": TEXT,
+    "data.scale": POSITIVE,
+    "data.encoded_by": TEXT,
     "network": TEXT,
     "model": OPTIONS,
     "schedule.name": TEXT,
@@ -132,6 +135,7 @@ FIELDS: dict[str, Rule] = {
     "sample.denoise": FLAG,
     "sample.guidance": NOT_NEGATIVE,
     "sample.guidance_interval": INTERVAL,
+    "sample.guidance_channels": COUNT,
     "sample.classifier": TEXT,
     "sample.threshold": _one_of("", "static", "dynamic"),
     "sample.ema": TEXT,
@@ -149,10 +153,12 @@ FIELDS: dict[str, Rule] = {
 # Filled in where a file leaves them out: what most experiments do without, and what runs stored by
 # an earlier version do not have.
 DEFAULTS: dict[str, Any] = {
+    "data.autoencoder": "",
     "loss.augmentation": "",
     "loss.augmentation_options": {},
     "sample.classifier": "",
     "dmcmc": {},
+    "sample.guidance_channels": 0,
     "evaluate.likelihood": "",
     "evaluate.likelihood_number": 256,
     "evaluate.inception": "",
@@ -161,7 +167,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Found from the source and recorded when an experiment is built; a file may leave them out.
-INFERRED = ("data.shape", "data.num_classes")
+INFERRED = ("data.shape", "data.num_classes", "data.scale", "data.encoded_by")
 
 
 def load(source: str | os.PathLike) -> ml_collections.ConfigDict:

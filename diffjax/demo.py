@@ -37,7 +37,9 @@ Look at
 def overview(experiment: Experiment, samples: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """Held-out images beside samples of the same classes, enlarged, in ``overview.png``."""
     config = experiment.config.data
-    held_out = data.in_memory(data.create(config.source, split="test", **config.options), 1000)
+    held_out = data.in_memory(
+        data.create_images(config.source, split="test", **config.options), 1000
+    )
     with np.load(samples) as file:
         drawn, labels = file["arr_0"][:100], file.get("arr_1")
     order = np.arange(min(len(drawn), len(held_out)))

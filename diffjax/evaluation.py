@@ -219,7 +219,7 @@ def table(report: dict) -> str:
 def _real(experiment: Experiment, split: str) -> data.ArraySource:
     config = experiment.config.data
     try:
-        source = data.create(config.source, split=split, **config.options)
+        source = data.create_images(config.source, split=split, **config.options)
     except ValueError as error:
         if split == "train":
             raise

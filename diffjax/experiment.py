@@ -21,7 +21,7 @@ from diffjax.data.base import check_labels
 from diffjax.options import about, choose
 from diffjax.schedules import Schedule
 from diffjax.solvers import Recipe
-from diffjax.systems import NoisePredictor, NoisyClassifier, System
+from diffjax.systems import Autoencoder, NoisePredictor, NoisyClassifier, System
 
 __all__ = [
     "SYSTEMS",
@@ -31,6 +31,7 @@ __all__ = [
     "check_devices",
     "learning_rate",
     "optimizer",
+    "real_images",
     "sample_labels",
 ]
 
@@ -44,11 +45,14 @@ class Experiment(NamedTuple):
         source: The training data, or None when they were not opened.
         schedule: The forward process.
         recipe: Solver and grid of sampling.
-        shape: Shape of an image, ``(height, width, channels)``.
+        shape: Shape of an image or latent, ``(height, width, channels)``.
         num_classes: Number of classes that can be asked for, 0 when the system is unconditional and
             no classifier guides it.
         classifier: What guides sampling, where ``config.sample.classifier`` names a run; or None.
         predictor: What tells chains their noise, where ``config.dmcmc.predictor`` names a run.
+        scale: Factor on the latents that the system is trained on; None of images.
+        autoencoder: What decodes the latents, where ``config.data.autoencoder`` names a run and it
+            was loaded; or None.
     """
 
     config: ml_collections.ConfigDict
@@ -60,6 +64,8 @@ class Experiment(NamedTuple):
     num_classes: int
     classifier: NoisyClassifier | None = None
     predictor: NoisePredictor | None = None
+    scale: float | None = None
+    autoencoder: Autoencoder | None = None
 
 
 def build(
@@ -68,6 +74,7 @@ def build(
     open_data: bool = True,
     classifier: NoisyClassifier | None = None,
     predictor: NoisePredictor | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> Experiment:
     """Makes the experiment of a config. Only shapes are computed; nothing is written.
 
@@ -78,6 +85,8 @@ def build(
         classifier: The one of the run that ``config.sample.classifier`` names, from
             ``sampling.load_classifier``.
         predictor: The one that ``config.dmcmc.predictor`` names, from ``sampling.load_predictor``.
+        autoencoder: The one of the run that ``config.data.autoencoder`` names, from
+            ``sampling.load_autoencoder``. Only drawing images needs it.
 
     Returns:
         The experiment.
@@ -91,6 +100,7 @@ def build(
     conditional = config.data.conditional
     # Of a converted checkpoint without classes it is not known how many its data have.
     recorded = "shape" in config.data and ("num_classes" in config.data or not conditional)
+    recorded &= "scale" in config.data or not config.data.source.startswith("latents:")
     source = None
     if open_data or not recorded or config.network == EMPIRICAL:
         source = _open(config)
@@ -102,6 +112,7 @@ def build(
     schedule = components.schedule(config)
     num_classes = config.data.num_classes if conditional else 0
     _check_classifier(config, classifier, num_classes)
+    _check_latents(config, autoencoder)
     experiment = Experiment(
         config=config,
         system=None,
@@ -112,6 +123,8 @@ def build(
         num_classes=num_classes or (classifier.num_classes if classifier else 0),
         classifier=classifier,
         predictor=predictor,
+        scale=config.data.get("scale"),
+        autoencoder=autoencoder,
     )
     return experiment._replace(system=make(experiment))
 
@@ -140,6 +153,43 @@ def _check_classifier(
         )
 
 
+def _check_latents(config: ml_collections.ConfigDict, autoencoder: Autoencoder | None) -> None:
+    """Raises ValueError where latents are asked for what only images have, or cannot be decoded."""
+    if config.data.get("scale") is None:
+        return
+    of_pixels = {
+        "data.flip": (
+            config.data.flip,
+            "the mirror of a latent is no latent of the mirror: set it to False here, and to True "
+            "where the images are encoded",
+        ),
+        "sample.threshold": (config.sample.threshold, "latents have no range: set it to ''"),
+        "evaluate.likelihood": (config.evaluate.likelihood, "latents have no bits: set it to ''"),
+        "loss.augmentation": (config.loss.augmentation, "it deforms images: set it to ''"),
+    }
+    for field, (value, reason) in of_pixels.items():
+        if value:
+            raise ValueError(f"config.{field}={value!r}, but the data are latents; {reason}")
+    if autoencoder is None:
+        return
+    named, encoded_by = config.data.autoencoder, config.data.get("encoded_by")
+    if encoded_by not in (None, autoencoder.digest):
+        raise ValueError(
+            f"config.data.autoencoder={named!r} is autoencoder {autoencoder.digest}, but these "
+            f"latents are of {encoded_by}: name that one, or encode and train again"
+        )
+    image = jax.ShapeDtypeStruct((1, *autoencoder.shape), jnp.float32)
+    posterior = jax.eval_shape(
+        lambda x: autoencoder.network.apply({"params": autoencoder.params}, x, method="encode"),
+        image,
+    )
+    if posterior.mean.shape[-1] != config.data.shape[-1]:
+        raise ValueError(
+            f"config.data.autoencoder={named!r} has latents of {posterior.mean.shape[-1]} "
+            f"channels, but these are of {config.data.shape[-1]}"
+        )
+
+
 def _open(config: ml_collections.ConfigDict) -> Source:
     """Opens the training data, and fills in what only they know."""
     if not config.data.source:
@@ -150,6 +200,20 @@ def _open(config: ml_collections.ConfigDict) -> Source:
     with about("data"):
         source = data.create(config.data.source, split="train", **config.data.options)
     found = {"shape": tuple(source.shape), "num_classes": source.num_classes}
+    if not source.levels:
+        found["encoded_by"] = source.encoded_by
+        if "scale" not in config.data:  # else that of a publication
+            config.data.scale = source.scale
+        if not config.data.autoencoder:
+            raise ValueError(
+                "config.data.autoencoder is empty: name the run that decodes the data "
+                f"{source.name!r}; they were encoded by {source.autoencoder}"
+            )
+    elif config.data.autoencoder or "scale" in config.data:
+        raise ValueError(
+            f"config.data.autoencoder is of latents, but the data {source.name!r} are images: "
+            "encode them with --mode encode, and train on --config.data.source=latents:DIR"
+        )
     for field, value in found.items():
         given = config.data.get(field, value)
         if given != value:
@@ -183,6 +247,7 @@ def _diffusion(experiment: Experiment) -> System:
             data.to_float(examples.images), labels, schedule, draw, num_classes
         )
     _check_average(config)
+    latent = {} if experiment.scale is None else {"prepare": systems.latents(experiment.scale)}
     system = systems.diffusion(
         components.network(config, num_classes),
         schedule,
@@ -200,6 +265,7 @@ def _diffusion(experiment: Experiment) -> System:
         sample_ema=config.sample.ema,
         microbatches=config.train.microbatches,
         axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+        **latent,
     )
     _check_network(experiment, system)
     return system
@@ -254,6 +320,24 @@ def _noise_level(experiment: Experiment) -> System:
     return system
 
 
+def _autoencoder(experiment: Experiment) -> System:
+    """What encodes the images of another run as latents."""
+    config = experiment.config
+    _check_average(config)
+    system = systems.autoencoder(
+        components.autoencoder_network(config),
+        objective=components.reconstruction(config),
+        optimizer=optimizer(config),
+        ema_rates=config.optimizer.ema_rates,
+        ema_warmup=config.optimizer.ema_warmup,
+        sample_ema=config.sample.ema,
+        microbatches=config.train.microbatches,
+        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+    )
+    _check_network(experiment, system)
+    return system
+
+
 def _check_average(config: ml_collections.ConfigDict) -> None:
     if config.sample.ema and config.sample.ema not in map(str, config.optimizer.ema_rates):
         raise ValueError(
@@ -280,15 +364,26 @@ SYSTEMS: dict[str, Callable[[Experiment], System]] = {
     "diffusion": _diffusion,
     "noisy_classifier": _noisy_classifier,
     "noise_level": _noise_level,
+    "autoencoder": _autoencoder,
 }
 
 
 def abstract_batch(experiment: Experiment, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a training batch."""
+    """Shapes and types of a training batch: images, or of latents the moments."""
+    image = jax.ShapeDtypeStruct((size, *experiment.shape), jnp.uint8)
+    if experiment.scale is not None:
+        *latent, channels = experiment.shape
+        image = jax.ShapeDtypeStruct((size, *latent, 2 * channels), jnp.float32)
     return {
-        "image": jax.ShapeDtypeStruct((size, *experiment.shape), jnp.uint8),
+        "image": image,
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+
+
+def real_images(experiment: Experiment) -> Source:
+    """The training images, which samples are compared with: of latents, those encoded."""
+    source, config = experiment.source, experiment.config.data
+    return source if source.levels else data.create_images(config.source, **config.options)
 
 
 def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:

@@ -16,6 +16,7 @@ from diffjax.schedules import Schedule, expand
 from diffjax.typing import Array
 
 __all__ = [
+    "Combine",
     "autoguidance",
     "classifier",
     "classifier_free",

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from diffjax import metrics, parallel, sampling
 from diffjax.evaluation import evaluation_seed
-from diffjax.experiment import Experiment
+from diffjax.experiment import Experiment, real_images
 from diffjax.inception_features import (
     MAX_REAL,
     WEIGHTS,
@@ -189,9 +189,9 @@ def _of_the_data(
         raise ValueError("config.evaluate.reference: give a file, or data in config.data.source")
     path = workdir / f"inception_reference_{judge.convention}.npz"
     if not path.is_file():
-        return path, write_reference(experiment.source, judge, path)
+        return path, write_reference(real_images(experiment), judge, path)
     reference = metrics.load_reference(path)
-    if reference.data_hash != identity(experiment.source, judge):
+    if reference.data_hash != identity(real_images(experiment), judge):
         raise ValueError(f"{path} is of other data or other weights: remove it, or move it away")
     return path, reference
 
@@ -251,5 +251,7 @@ def _name(experiment: Experiment, state: TrainState, judge: Judge) -> str:
         del config["sample"][field]
     drawn = [config[name] for name in ("model", "network", "prediction", "sample", "sampler")]
     drawn += [config["schedule"], config["evaluate"]["guidance"], config["evaluate"]["seed"]]
+    if experiment.autoencoder is not None:
+        drawn.append(experiment.autoencoder.digest)
     settings = json.dumps(drawn, sort_keys=True)
     return f"step{int(state.step)}-{judge.name(settings)}"

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,12 +23,22 @@ from diffjax.components import CHAINS
 from diffjax.data import images
 from diffjax.experiment import Experiment, abstract_batch, build, sample_labels
 from diffjax.mcmc import Chains, ChainState, noise_levels, noise_range
+from diffjax.options import about
 from diffjax.state import TrainState, select_parameters
-from diffjax.systems import NoisePredictor, NoisyClassifier, Request, judge
-from diffjax.typing import Key
+from diffjax.systems import Autoencoder, NoisePredictor, NoisyClassifier, Request, judge
+from diffjax.typing import Array, Key
 from diffjax.workdir import load_config
 
-__all__ = ["Drawn", "compile_draw", "draw", "load_classifier", "load_predictor", "sample", "save"]
+__all__ = [
+    "Drawn",
+    "compile_draw",
+    "draw",
+    "load_autoencoder",
+    "load_classifier",
+    "load_predictor",
+    "sample",
+    "save",
+]
 
 Draw = Callable[[TrainState, Key, np.ndarray, np.ndarray | None], np.ndarray]
 
@@ -64,20 +74,45 @@ def compile_draw(
         the mesh divides; and a function that tells the network evaluations per sample once drawn.
     """
     _check_drawable(experiment)
-    nfe = []
+    nfe, whole = [], NamedSharding(mesh, PartitionSpec())
+    decode, decoder = _decoder(experiment, whole)
 
-    def body(state, key, index, labels):
+    def body(state, decoder, key, index, labels):
         samples = experiment.system.sample(state, key, Request(index, labels, guidance))
         nfe.append(samples.nfe)
-        return images.to_uint8(samples.images)
+        return images.to_uint8(decode(decoder, samples.images))
 
-    compiled = jax.jit(body, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(body, out_shardings=whole)
 
     def run(state: TrainState, key: Key, index: np.ndarray, labels: np.ndarray | None):
         rows = jax.device_put((index, labels), parallel.batch_sharding(mesh))
-        return np.asarray(compiled(state, key, *rows))
+        return np.asarray(compiled(state, decoder, key, *rows))
 
     return run, lambda: nfe[-1]
+
+
+def _decoder(
+    experiment: Experiment, whole: NamedSharding
+) -> tuple[Callable[[Any, Array], Array], Any]:
+    """``(parameters, what a system draws) -> images``, and the parameters, on all devices.
+
+    Raises:
+        ValueError: What is drawn are latents, and no autoencoder decodes them.
+    """
+    if experiment.scale is None:
+        return lambda params, x: x, ()
+    autoencoder = experiment.autoencoder
+    if autoencoder is None:
+        raise ValueError(
+            f"latents {experiment.shape} are drawn, which an autoencoder decodes: name its run by "
+            "--config.data.autoencoder=WORKDIR"
+        )
+
+    def decode(params, x):
+        z = x / experiment.scale
+        return autoencoder.network.apply({"params": params}, z, method="decode")
+
+    return decode, jax.device_put(autoencoder.params, whole)
 
 
 def draw(
@@ -152,12 +187,13 @@ def _draw_chains(
     rows = parallel.batch_sharding(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     nfe = []
+    decode, decoder = _decoder(experiment, whole)
 
-    def body(state, key, index, labels, walking):
+    def body(state, decoder, key, index, labels, walking):
         request = Request(index, labels, guidance, walking)
         samples = experiment.system.sample(state, key, request)
         nfe.append(samples.nfe)
-        return images.to_uint8(samples.images), samples.chains
+        return images.to_uint8(decode(decoder, samples.images)), samples.chains
 
     compiled = jax.jit(body, out_shardings=(whole, None))
     index, own = jax.device_put((np.arange(count), own), rows)
@@ -166,7 +202,7 @@ def _draw_chains(
     bar = tqdm(total=number, desc=progress, unit="sample", disable=None if progress else True)
     with bar:
         for start in range(0, number, count):
-            part, walking = compiled(state, key, index, own, walking)
+            part, walking = compiled(state, decoder, key, index, own, walking)
             parts.append(np.asarray(part)[: number - start])
             bar.update(len(parts[-1]))
     gathered = jax.jit(lambda tree: tree, out_shardings=whole)(walking)
@@ -201,8 +237,8 @@ def _check_drawable(experiment: Experiment) -> None:
     if experiment.system.sample is None:
         raise ValueError(
             f"system {experiment.config.system!r} draws no images: --mode evaluate scores it, and "
-            "it serves another run (--config.sample.classifier=WORKDIR, or "
-            "--config.dmcmc.predictor=WORKDIR)"
+            "it serves another run (--config.sample.classifier=WORKDIR, "
+            "--config.dmcmc.predictor=WORKDIR or --config.data.autoencoder=WORKDIR)"
         )
 
 
@@ -223,21 +259,13 @@ def load_classifier(workdir: str | os.PathLike) -> NoisyClassifier:
     Raises:
         ValueError: The workdir holds no run, one of another system, or no checkpoint.
     """
-    config = load_config(workdir)
-    if config.system != "noisy_classifier":
-        raise ValueError(
-            f"config.sample.classifier: {workdir} holds a run of system {config.system!r}, not a "
-            "noisy_classifier"
-        )
-    experiment = build(config, open_data=False)
-    shapes = jax.eval_shape(
-        experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1)
-    )
-    state = checkpoint.restore_for_sampling(workdir, shapes)
+    with about("sample.classifier"):
+        experiment, params = _load(workdir, "noisy_classifier")
+    config = experiment.config
     return NoisyClassifier(
         judge(
             components.classifier_network(config, experiment.num_classes),
-            select_parameters(state, config.sample.ema),
+            params,
             experiment.schedule,
             components.parametrization(config),
         ),
@@ -253,25 +281,44 @@ def load_predictor(workdir: str | os.PathLike) -> NoisePredictor:
     Raises:
         ValueError: The workdir holds no run, one of another system, or no checkpoint.
     """
-    config = load_config(workdir)
-    if config.system != "noise_level":
-        raise ValueError(
-            f"config.dmcmc.predictor: {workdir} holds a run of system {config.system!r}, not a "
-            "noise_level"
-        )
-    experiment = build(config, open_data=False)
-    shapes = jax.eval_shape(
-        experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1)
-    )
-    state = checkpoint.restore_for_sampling(workdir, shapes)
-    network = components.noise_level_network(config)
-    params = select_parameters(state, config.sample.ema)
+    with about("dmcmc.predictor"):
+        experiment, params = _load(workdir, "noise_level")
+    network = components.noise_level_network(experiment.config)
     noise = noise_range(experiment.schedule)
     return NoisePredictor(
         lambda x: network.apply({"params": params}, x),
         noise_levels(noise.t_min, noise.t_max, network.levels),
         experiment.shape,
     )
+
+
+def load_autoencoder(workdir: str | os.PathLike) -> Autoencoder:
+    """The autoencoder that was trained in a workdir, or converted, for ``experiment.build``.
+
+    Raises:
+        ValueError: The workdir holds no run, one of another system, or no checkpoint.
+    """
+    with about("data.autoencoder"):
+        experiment, params = _load(workdir, "autoencoder")
+    network = components.autoencoder_network(experiment.config)
+    digest = hashlib.sha256(repr(network.clone(scale=1.0, dtype=None)).encode())
+    for path, leaf in jax.tree.leaves_with_path(jax.device_get(params)):
+        digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    scale = experiment.config.model.get("scale", 0.0)
+    return Autoencoder(network, params, experiment.shape, scale, digest.hexdigest()[:12])
+
+
+def _load(workdir: str | os.PathLike, system: str) -> tuple[Experiment, Any]:
+    """The experiment of a workdir, which must be of a system, and the parameters it uses."""
+    config = load_config(workdir)
+    if config.system != system:
+        raise ValueError(f"{workdir} holds a run of system {config.system!r}, not of {system!r}")
+    experiment = build(config, open_data=False)
+    shapes = jax.eval_shape(
+        experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1)
+    )
+    state = checkpoint.restore_for_sampling(workdir, shapes)
+    return experiment, select_parameters(state, config.sample.ema)
 
 
 def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:
@@ -330,6 +377,8 @@ def name(experiment: Experiment, state: TrainState, drawn: Drawn) -> str:
     by_chains = experiment.config.sampler == CHAINS
     if by_chains:
         settings |= {"dmcmc": experiment.config.dmcmc.to_dict()}
+    if experiment.autoencoder is not None:
+        settings |= {"autoencoder": experiment.autoencoder.digest}
     settings = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     shape = "x".join(map(str, drawn.images.shape))

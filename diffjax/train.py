@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from diffjax import parallel, sampling
 from diffjax.checkpoint import Checkpoints
 from diffjax.data import images, pipeline
-from diffjax.experiment import Experiment, check_devices
+from diffjax.experiment import Experiment, abstract_batch, check_devices
 from diffjax.logging import Logger, say
 from diffjax.state import TrainState
 from diffjax.systems import Metrics
@@ -61,10 +61,8 @@ def state_shapes(experiment: Experiment, mesh: Mesh | None = None) -> TrainState
 
 
 def _example(experiment: Experiment) -> dict[str, np.ndarray]:
-    return {
-        "image": np.zeros((1, *experiment.shape), np.uint8),
-        "label": np.zeros(1, np.int32),
-    }
+    shapes = abstract_batch(experiment, 1)
+    return {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike) -> TrainState:

@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 
 # May differ when a run goes on: how it is drawn from, watched and spread, where its data lie.
 MAY_CHANGE = (
+    "data.autoencoder",
     "data.options.data_dir",
     "dmcmc.",
     "evaluate.",

@@ -26,6 +26,7 @@ LAYERS = [
         "checkpoint",
         "conversion",
         "dry_run",
+        "encoding",
         "evaluation",
         "fitting",
         "inception_features",

@@ -9,6 +9,7 @@ from diffjax.data.base import ArraySource, Example, Source, check_labels, in_mem
 from diffjax.data.images import centre_crop, contact_sheet, image_grid, save_png, to_float, to_uint8
 from diffjax.data.pipeline import Batch, batches, epoch
 from diffjax.data.sources import create
+from diffjax.data.sources import images as create_images
 
 __all__ = [
     "ArraySource",
@@ -20,6 +21,7 @@ __all__ = [
     "check_labels",
     "contact_sheet",
     "create",
+    "create_images",
     "epoch",
     "image_grid",
     "in_memory",

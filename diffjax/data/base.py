@@ -12,7 +12,10 @@ __all__ = ["ArraySource", "Example", "Source", "check_labels", "in_memory"]
 
 
 class Example(TypedDict):
-    """One example of a source: an image, uint8 (height, width, channels), and its label."""
+    """One example of a source: an image, uint8 (height, width, channels), and its label.
+
+    Of latents (see `data.latents`) the moments, float32 (height, width, 2 channels).
+    """
 
     image: np.ndarray
     label: int
@@ -28,7 +31,7 @@ class Source(Protocol):
         name: what reports and warnings call it.
         shape: (height, width, channels) of every image.
         num_classes: number of labels, 0 when there are none (every label is then 0).
-        levels: number of grey levels that occur in each channel.
+        levels: number of grey levels that occur in each channel; 0 when these are latents.
     """
 
     name: str
@@ -114,6 +117,8 @@ def in_memory(source: Source, limit: int | None = None) -> ArraySource:
     Returns:
         The same examples in the same order, as `.images` and `.labels` (None when unlabelled).
     """
+    if not source.levels:
+        raise ValueError(f"the data {source.name!r} are latents, and images are needed here")
     number = len(source) if limit is None else min(limit, len(source))
     if isinstance(source, ArraySource) and number == len(source):
         return source

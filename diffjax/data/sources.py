@@ -8,9 +8,10 @@ import inspect
 from diffjax.data.base import Source
 from diffjax.data.builtin import digits, patches
 from diffjax.data.files import arrays, folder
+from diffjax.data.latents import latents, read_record
 from diffjax.data.tfds import tfds
 
-__all__ = ["create"]
+__all__ = ["create", "images"]
 
 _SOURCES = {
     "digits": digits,
@@ -18,6 +19,7 @@ _SOURCES = {
     "folder:PATH": folder,
     "arrays:PATH.npz": arrays,
     "tfds:NAME": tfds,
+    "latents:DIR": latents,
 }
 
 
@@ -31,6 +33,7 @@ def create(name: str, *, split: str = "train", **options) -> Source:
     | `folder:PATH` | images in a directory or a zip archive | `size`, `channels` |
     | `arrays:PATH.npz` | arrays in a file | |
     | `tfds:NAME` | TensorFlow Datasets | `data_dir`, `size`, `image_key`, `label_key` |
+    | `latents:DIR` | images that `--mode encode` has encoded | |
 
     The functions of the same names say what the options mean.
 
@@ -69,3 +72,24 @@ def create(name: str, *, split: str = "train", **options) -> Source:
                 f"its options: {', '.join(known) or 'none'}"
             )
     return source(*([argument] if argument else []), split=split, **options)
+
+
+def images(name: str, *, split: str = "train", **options) -> Source:
+    """Opens a data source as `create` does, but of latents the images that were encoded.
+
+    Args:
+        name: of the source.
+        split: 'train', 'test' or 'all'.
+        **options: of that source.
+
+    Returns:
+        A source of images.
+
+    Raises:
+        ValueError: as `create`.
+    """
+    kind, _, path = name.partition(":")
+    if kind != "latents":
+        return create(name, split=split, **options)
+    encoded = read_record(path)["images"]
+    return create(encoded["source"], split=split, **encoded["options"])

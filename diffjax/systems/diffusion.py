@@ -46,6 +46,7 @@ def diffusion(
     measure: Callable[[Predict, Array, Key, int], dict[str, Array]] | None = None,
     num_classes: int = 0,
     label_dropout: float = 0.1,
+    prepare: Callable[[Array, Array], Array] = lambda images, keys: to_float(images),
     augment: Augment | None = None,
     ema_rates: Sequence[float] = (0.999,),
     ema_warmup: bool = True,
@@ -67,6 +68,8 @@ def diffusion(
         measure: ``(predict, images, keys, levels) -> {name: value}`` of images held out, or None.
         num_classes: Number of classes; 0 makes the system unconditional.
         label_dropout: Share of training labels replaced by the null label ``num_classes``.
+        prepare: ``(images, keys) -> x0``: what the images of a batch are to the system, such as
+            :func:`diffjax.systems.latents`.
         augment: ``(images, keys) -> (images, what was done (n, k))``, from ``augmentation``: how
             training images are deformed. The network is told, and draws plain samples.
         ema_rates: Rates of the parameter averages kept.
@@ -79,7 +82,7 @@ def diffusion(
 
     def init(key: Key, batch: Batch) -> TrainState:
         params_key, state_key = jax.random.split(key)
-        x = to_float(batch["image"][:1])
+        x = prepare(batch["image"][:1], state_key[None])
         label = parametrization.label(schedule, jnp.full((1,), schedule.t_max))
         labels = batch["label"][:1] if conditional else None
         told = {"augmentation": augment(x, state_key[None])[1]} if augment else {}
@@ -99,7 +102,7 @@ def diffusion(
 
     def loss(params, batch: Batch, slots: Slots, key: Key):
         time_key, noise_key, label_key, dropout_key, augment_key = jax.random.split(key, 5)
-        x0, told = to_float(batch["image"]), {}
+        x0, told = prepare(batch["image"], slots.keys(jax.random.fold_in(key, 5))), {}
         if augment:
             x0, told["augmentation"] = augment(x0, slots.keys(augment_key))
         t = times(schedule, time_key, slots)
@@ -144,6 +147,7 @@ def sampler(
     *,
     num_classes: int = 0,
     scale: Callable[[Array, Array], Array] = lambda guidance, t: guidance,
+    combine: guidance.Combine = guidance.linear,
     limit: Callable[[Predict], Predict] = lambda predict: predict,
     classifier: NoisyClassifier | None = None,
     guided_chain: Callable[[Callable[[Array, Array], Array]], Recipe] | None = None,
@@ -161,6 +165,7 @@ def sampler(
         shape: Shape of one sample, ``(H, W, C)``.
         num_classes: The null label of guidance.
         scale: ``(guidance, t) -> scale``: how the scale asked for depends on time.
+        combine: How the conditional and the unconditional prediction become one.
         limit: ``predict -> predict``: thresholding. Applied last, but before a classifier's shift,
             as published.
         classifier: What guides instead of the network's own unconditional prediction.
@@ -191,7 +196,11 @@ def sampler(
             )
         if classifier is None:
             free = guidance.classifier_free(
-                predict, request.labels, num_classes, lambda t: scale(request.guidance, t)
+                predict,
+                request.labels,
+                num_classes,
+                lambda t: scale(request.guidance, t),
+                combine=combine,
             )
             return limit(free), recipe
 
