@@ -94,7 +94,7 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
 
     reuse_memory()
     if mode == "encode" and options.config is None:
-        raise ValueError("--mode encode needs --config, whose data are encoded")
+        raise ValueError("--mode encode needs --config: its data are encoded")
     stored = options.config is None
     config = load_config(workdir) if stored else configuration.load(options.config)
     config = configuration.override(config, overrides)

@@ -25,7 +25,13 @@ from diffjax.workdir import CONFIG_FILE, check_workdir, save_config
 __all__ = ["run"]
 
 # What a network can be part of.
-SYSTEMS = {"diffusion": components.NETWORKS, "noisy_classifier": components.CLASSIFIERS}
+SYSTEMS = {
+    "diffusion": components.NETWORKS,
+    "noisy_classifier": components.CLASSIFIERS,
+    "autoencoder": components.AUTOENCODERS,
+}
+# Factor on the latents of every published network of latents that is known here.
+LATENT_SCALE = 0.18215
 # Attributes of a module that a config says elsewhere, or not at all.
 ELSEWHERE = ("name", "parent", "num_classes", "learned_variance")
 
@@ -93,6 +99,10 @@ def _told(family: str, module: nn.Module, shape: Sequence[int], state: TrainStat
     defaults = _options(type(module)())
     attributes = [f"  {k} = {v}" for k, v in _options(module).items() if v != defaults.get(k)]
     use = f"python main.py --mode sample --workdir {workdir}"
+    if shape[-1] not in (1, 3):
+        use += " --config.data.autoencoder=WORKDIR, the run of what decodes its latents"
+    if type(module) in components.AUTOENCODERS.values():
+        use = f"--config.data.autoencoder={workdir} where latents are encoded or drawn"
     if type(module) in components.CLASSIFIERS.values():
         use = f"--config.sample.classifier={workdir} where a run is drawn from"
     return "\n".join([title, *attributes, f"use it by: {use}"])
@@ -122,12 +132,12 @@ def _config(
         )
     system, network = names[type(module)]
     _, height, width, channels = published.input_shape
-    if channels not in (1, 3):
-        raise ValueError(
-            f"the network draws latents of {channels} channels, and a workdir has no decoder for "
-            "them: load it in Python with diffjax.convert.from_torch"
-        )
     if file is None:
+        if "schedule.name" not in published.settings:
+            raise ValueError(
+                "it was trained on a process that no config can name: load it in Python with "
+                "diffjax.convert.from_torch"
+            )
         config = _defaults()
         for field, value in published.settings.items():
             _set(config, field, value)
@@ -137,6 +147,8 @@ def _config(
     classes = getattr(module, "num_classes", 0)
     config.system, config.network, config.model = system, network, _options(module)
     config.data.update(shape=(height, width, channels), conditional=classes > 0)
+    if channels not in (1, 3):
+        config.data.scale = config.data.get("scale", LATENT_SCALE)
     if classes:
         config.data.num_classes = classes
     elif "num_classes" in config.data:
@@ -159,9 +171,12 @@ def _options(module: nn.Module) -> dict[str, Any]:
 
 def _check_config(config: ml_collections.ConfigDict, classes: int, published) -> None:
     """Raises a ValueError if the config describes another network than the checkpoint's."""
-    judges = config.system == "noisy_classifier"
-    make = components.classifier_network if judges else components.network
-    described = make(config, classes)
+    if config.system == "autoencoder":
+        described = components.autoencoder_network(config)
+    else:
+        judges = config.system == "noisy_classifier"
+        make = components.classifier_network if judges else components.network
+        described = make(config, classes)
     if described != published.module or tuple(config.data.shape) != published.input_shape[1:]:
         fields = {
             field: (getattr(published.module, field, None), getattr(described, field, None))

@@ -76,6 +76,7 @@ def published(
             "sample.solver": "ancestral",
             "sample.options": dict(variance="learned" if learn_sigma else "small"),
             "sample.calls": 250,
+            "sample.guidance_channels": 3 if in_channels == 4 else 0,
             "loss.label_dropout": 0.1,
             "loss.times": "discrete",
             "loss.target": "hybrid" if learn_sigma else "eps",

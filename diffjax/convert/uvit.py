@@ -87,19 +87,23 @@ def published(
         num_classes=max(num_classes - null_label, 0),
         null_label=null_label,
     )
+    settings = {
+        "schedule.name": "vp_linear",
+        "schedule.options": {},
+        # The small ones were drawn from by the SDE, those with classes by DPM-Solver.
+        "sample.solver": "dpm_solver_2m" if num_classes > 0 else "euler_maruyama",
+        "sample.grid": "log_snr" if num_classes > 0 else "uniform",
+        "sample.calls": 50 if num_classes > 0 else 1000,
+        "loss.label_dropout": 0.1 if null_label else 0.0,
+    }
+    if in_chans == 4 and not conv:  # the huge ones: Stable Diffusion's chain, counted from 1
+        settings = {}
     return Published(
         module,
         (1, img_size, img_size, in_chans),
         _official_name,
         window=lambda name: (patch_size,) * 2 if name.startswith("patch_embed.") else (),
-        settings={
-            "schedule.name": "vp_linear",
-            "schedule.options": {},
-            # The small ones were drawn from by the SDE, those with classes by DPM-Solver.
-            "sample.solver": "dpm_solver_2m" if num_classes > 0 else "euler_maruyama",
-            "sample.grid": "log_snr" if num_classes > 0 else "uniform",
-            "sample.calls": 50 if num_classes > 0 else 1000,
-        },
+        settings=settings,
     )
 
 

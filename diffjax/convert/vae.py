@@ -84,6 +84,13 @@ def published(
         _official_name,
         window=lambda name: (1, 1) if re.search(DENSE_HERE, name) else (),
         renamed=_renamed,
+        # It knows no process, but every config has one.
+        settings={
+            "loss.target": "l1",
+            "schedule.name": "edm",
+            "sample.solver": "ddim",
+            "sample.calls": 50,
+        },
     )
 
 

@@ -39,8 +39,8 @@ def load(source):
 def prepared(source):
     """The experiment, and the shapes of its state.
 
-    Data that need a download stay closed, their shape is in the config. Where it names a predictor
-    of noise levels, one that knows nothing stands in for it.
+    Data that need a download or an encoding stay closed, their shape is in the config. Where it
+    names a predictor of noise levels, one that knows nothing stands in for it.
     """
     config, predictor = load(source), None
     if config.dmcmc.get("predictor"):
@@ -48,7 +48,9 @@ def prepared(source):
         levels = mcmc.noise_levels(noise.t_min, noise.t_max, 20)
         shape = (8, 8, 1) if config.data.source == "digits" else config.data.shape
         predictor = NoisePredictor(lambda x: jnp.zeros((x.shape[0], 20)), levels, shape)
-    open_data = not config.data.source.startswith("tfds:")
+    if config.data.source.startswith("latents:"):
+        config.data.scale = config.data.get("scale", 1.0)
+    open_data = not config.data.source.startswith(("tfds:", "latents:"))
     experiment = build(config, open_data=open_data, predictor=predictor)
     batch = abstract_batch(experiment, 1)
     return experiment, jax.eval_shape(experiment.system.init, jax.random.key(0), batch)
