@@ -164,6 +164,7 @@ def fit(experiment, workdir: str) -> None:
 def evaluate(experiment, workdir: str) -> None:
     """Scores the newest checkpoint."""
     from diffjax import evaluation, inception_scores
+    from diffjax.experiment import real_images
 
     settings = experiment.config.evaluate
     if settings.reference and not settings.inception:
@@ -175,7 +176,8 @@ def evaluate(experiment, workdir: str) -> None:
         inception_scores.evaluate(experiment, state, workdir)
         return
     evaluation.evaluate(experiment, state, workdir)
-    if min(experiment.shape[:2]) >= 32:  # smaller images mean nothing to the network
+    # Smaller images mean nothing to the network; a system that draws none has its own measures.
+    if experiment.system.sample is not None and min(real_images(experiment).shape[:2]) >= 32:
         print(inception_scores.HINT)
 
 

@@ -298,3 +298,54 @@ def test_a_score_of_images_from_zero_to_one_is_the_noise_of_ours():
     eps, score = both(params)
     np.testing.assert_allclose(eps, -noise / 2 * score, rtol=1e-4, atol=1e-4)
     assert published.settings["schedule.options"] == dict(sigma_min=0.02, sigma_max=100.0)
+
+
+def test_latents_are_drawn_through_a_converted_autoencoder(tmp_path, capsys):
+    case = dict(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        sample_size=8,
+    )
+    published = convert.published("vae", **case)
+    tree = jax.eval_shape(
+        published.module.init, jax.random.key(0), np.zeros(published.input_shape, np.float32)
+    )
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda leaf: 0.3 * draw(leaf.shape, np.float32), tree)
+    np.savez(tmp_path / "vae.npz", **convert.to_torch("vae", params, **case))
+    given = [f"--checkpoint={tmp_path}/vae.npz", "--family=vae"]
+    tell = "--architecture=norm_num_groups=2 sample_size=8"
+    assert run("convert", tmp_path / "vae", *given, tell) == 0
+    name = f"--config.data.autoencoder={tmp_path}/vae"
+    assert name in capsys.readouterr().out
+    autoencoder = sampling.load_autoencoder(tmp_path / "vae")
+    assert autoencoder.network == published.module and autoencoder.scale == 0.18215
+    jax.tree.map(np.testing.assert_array_equal, autoencoder.params, params["params"])
+
+    np.savez(tmp_path / "dit.npz", **weights("dit", in_channels=4, learn_sigma=True))
+    assert run("convert", tmp_path / "run", *arguments(tmp_path, "dit")) == 0
+    assert "--config.data.autoencoder=WORKDIR" in capsys.readouterr().out
+    config = load_config(tmp_path / "run")
+    assert config.data.scale == 0.18215 and config.sample.guidance_channels == 3
+    assert run("sample", tmp_path / "run") == 2
+    assert "--config.data.autoencoder=WORKDIR" in capsys.readouterr().err
+    assert run("sample", tmp_path / "run", name, "--config.sample.guidance=1.5") == 0
+    with np.load(next((tmp_path / "run/samples").glob("*.npz"))) as file:
+        assert file["arr_0"].shape == (5, 8, 8, 3) and file["arr_0"].std() > 0
+
+
+def test_a_process_that_no_config_can_name(tmp_path, capsys):
+    """That of U-ViT's huge networks of latents."""
+    case = dict(
+        img_size=4, patch_size=2, in_chans=4, embed_dim=16, depth=2, num_heads=2, conv=False
+    )
+    published = convert.published("uvit", **case)
+    x = np.zeros(published.input_shape, np.float32)
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), x, 0.0)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
+    np.savez(tmp_path / "uvit.npz", **convert.to_torch("uvit", zeros, **case))
+    given = [f"--checkpoint={tmp_path}/uvit.npz", "--family=uvit", "--architecture=num_heads=2"]
+    assert run("convert", tmp_path / "run", *given) == 2
+    assert "a process that no config can name" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from diffjax import configuration, experiment, workdir
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "tests/data/digits.py")
 QUICK = f"{DIGITS}:quick"
+LATENTS = f"{ROOT}/configs/imagenet256/dit.py:small"
 main = runpy.run_path(str(ROOT / "main.py"))["main"]
 
 
@@ -284,6 +285,33 @@ MISTAKES = {
     "statistics without labels": (
         fresh("data.source=arrays:{place}/unlabelled.npz", "data.conditional=false", mode="stats"),
         "labels",
+    ),
+    # latents
+    "missing autoencoder": (
+        fresh("data.autoencoder={place}/nowhere"),
+        "config.data.autoencoder: workdir {place}/nowhere does not exist",
+    ),
+    "autoencoder of another system": (
+        fresh("data.autoencoder={place}/run", mode="encode"),
+        "holds a run of system 'diffusion', not of 'autoencoder'",
+    ),
+    "encoding without an autoencoder": (fresh(mode="encode"), "config.data.autoencoder is empty"),
+    "encoding without a config": (stored(mode="encode"), "--mode encode needs --config"),
+    "missing latents": (fresh("data.source=latents:{place}/empty"), "--mode encode writes it"),
+    "scale of images": (fresh("data.scale=2.0"), "the data 'digits' are images"),
+    "threshold of latents": (
+        fresh("sample.threshold=static", config=LATENTS, mode="dry_run"),
+        "config.sample.threshold='static', but the data are latents",
+    ),
+    "unknown error of an autoencoder": (
+        fresh("loss.target=l3", config=f"{ROOT}/configs/patches/autoencoder.py:quick"),
+        "config.loss.target",
+        "l1, l2",
+    ),
+    "image that an autoencoder cannot halve": (
+        fresh("data.options.size=9", config=f"{ROOT}/configs/patches/autoencoder.py:quick"),
+        "config.model",
+        "of a size divisible by 2",
     ),
     # checkpoints
     "no checkpoint": (converted("--family=dit"), "--checkpoint", ".safetensors"),

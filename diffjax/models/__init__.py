@@ -19,7 +19,7 @@ from diffjax.models.ncsnpp import NCSNpp
 from diffjax.models.noise_level import NoiseLevelConv, NoiseLevelMLP
 from diffjax.models.unet import UNet
 from diffjax.models.uvit import UVIT_SIZES, UViT, published_uvit
-from diffjax.models.vae import AutoencoderKL
+from diffjax.models.vae import AutoencoderKL, Posterior
 
 __all__ = [
     "ADM",
@@ -33,6 +33,7 @@ __all__ = [
     "NCSNpp",
     "NoiseLevelConv",
     "NoiseLevelMLP",
+    "Posterior",
     "UNet",
     "UViT",
     "published_dit",
