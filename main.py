@@ -133,6 +133,7 @@ def train(experiment, workdir: str):
 
     from diffjax import train as training
     from diffjax.experiment import check_devices
+    from diffjax.workdir import check_workdir
 
     if not _trainable(experiment):
         raise ValueError(
@@ -140,6 +141,7 @@ def train(experiment, workdir: str):
             "sample or evaluate"
         )
     check_devices(experiment.config, jax.device_count())
+    check_workdir(experiment.config, workdir)  # again, with what was found in the data
     _save_config(experiment, workdir)
     try:
         return training.train(experiment, workdir)

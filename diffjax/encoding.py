@@ -50,7 +50,7 @@ def run(config: ml_collections.ConfigDict, directory: str | os.PathLike) -> None
     if not workdir:
         raise ValueError(
             "config.data.autoencoder is empty: name the run that encodes, as in "
-            "--config.data.autoencoder=runs/autoencoder"
+            "--config.data.autoencoder=runs/ae"
         )
     autoencoder = sampling.load_autoencoder(workdir)
     with about("data"):

@@ -210,6 +210,21 @@ def test_samples_are_decoded_latents(trained, place):
     assert np.abs(difference).max() <= 1
 
 
+def test_a_run_does_not_go_on_with_latents_of_another(trained, place, capsys):
+    """Even if they lie where its own did."""
+    record, before = place / "encoded/latents.json", load_config(trained)
+    text = record.read_text()
+    other = sampling.load_autoencoder(place / "other").digest
+    record.write_text(text.replace(before.data.encoded_by, other))
+    try:
+        arguments = ["--config.train.steps=2", f"--config.data.autoencoder={place}/other"]
+        assert run("train", trained, *latents_of(place), *arguments) == 2
+    finally:
+        record.write_text(text)
+    assert f"data.encoded_by={before.data.encoded_by!r} (now {other!r})" in capsys.readouterr().err
+    assert load_config(trained) == before
+
+
 MISTAKES = {
     "drawn with another autoencoder": (
         "sample",

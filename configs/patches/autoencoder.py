@@ -2,12 +2,12 @@
 
 Paper     Rombach et al. 2022, arXiv:2112.10752: the KL autoencoder, without its perceptual and
           adversarial losses and at a hundredth of its size
-Command   python main.py --config configs/patches/autoencoder.py --workdir runs/autoencoder
-          --mode train
-Then      python main.py --mode evaluate --workdir runs/autoencoder     (how well it reconstructs)
+Command   python main.py --config configs/patches/autoencoder.py --workdir runs/ae --mode train
+Then      python main.py --mode evaluate --workdir runs/ae     (how well it reconstructs)
           python main.py --mode encode --config configs/patches/default.py --workdir runs/latents
-          --config.data.autoencoder=runs/autoencoder     (for configs/patches/latent.py)
-Hardware  CPU
+          --config.data.autoencoder=runs/ae     (for configs/patches/latent.py)
+Hardware  CPU, 242,327 parameters
+Result    29.3 dB on held-out patches; latents of standard deviation 2.5 (seed 0)
 Variants  autoencoder.py:quick      a few steps of everything, to see it run
 
 Fields of drawing samples are there because every config has them; this system draws none.

@@ -26,7 +26,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         options=dict(),
         flip=False,  # the mirrored patches were encoded
         conditional=True,  # on the photograph
-        autoencoder="runs/autoencoder",  # what decodes the samples
+        autoencoder="runs/ae",  # what decodes the samples
         # What the autoencoder makes of the patches; the scale is found in the data.
         shape=(8, 8, 4),
         num_classes=2,

@@ -34,7 +34,7 @@ class Autoencoder(NamedTuple):
     """A trained autoencoder, as what stands on its latents uses it.
 
     Attributes:
-        network: ``network.apply({'params': params}, x, method='encode')`` is a ``models.Posterior``,
+        network: ``network.apply({'params': params}, x, method='encode')`` is a Gaussian,
             ``(..., z, method='decode')`` images.
         params: Its parameters. Pass them through ``jit`` as an argument: there are many.
         shape: Shape of the images that it was made for; others may do.
