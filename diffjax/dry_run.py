@@ -23,7 +23,8 @@ def report(experiment: Experiment) -> str:
     config, classes = experiment.config, experiment.num_classes
     shape = "x".join(map(str, experiment.shape))
     steps = experiment.recipe.ts.shape[0] - 1
-    lines = {"images": f"{shape}, {f'{classes} classes' if classes else 'unconditional'}"}
+    kind = "images" if experiment.scale is None else "latents"
+    lines = {kind: f"{shape}, {f'{classes} classes' if classes else 'unconditional'}"}
     if experiment.system.sample is not None:
         lines["a sample"] = (
             f"{network_evaluations(experiment)} network evaluations, in {steps} steps of "

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -119,6 +120,8 @@ def encode(
             record["done"] = start + len(pixels)
             _save(directory, record)
             bar.update(len(pixels))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("latents are on disk")
     if "std" not in record:
         record["std"] = _standard_deviation(directory / MOMENTS_FILE)
         record["scale"] = autoencoder.scale or 1 / record["std"]

@@ -105,7 +105,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
         field
         for field in sorted(stored.keys() | given.keys())
         if not field.startswith(may_change)
-        and not (field in INFERRED and field not in given)
+        and not (field in INFERRED and not (field in given and field in stored))
         and stored.get(field) != given.get(field)
     ]
     if differing:
