@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from diffjax import augmentation as augmentations
-from diffjax import bits, chains, guidance, losses, models, schedules, solvers, systems
+from diffjax import bits, chains, guidance, losses, models, schedules, solvers
 from diffjax import prediction as predictions
 from diffjax.losses import Slots
 from diffjax.options import about, choose, keywords, unknown
@@ -27,7 +27,6 @@ from diffjax.prediction import Parametrization, Prediction
 from diffjax.schedules import Discrete, Schedule, half_log_snr
 from diffjax.solvers import Recipe, learned, timesteps
 from diffjax.systems import NoisePredictor, NoisyClassifier, Request, sampler
-from diffjax.systems.autoencoder import ERRORS, Reconstruction
 from diffjax.systems.diffusion import Draw, Objective
 from diffjax.typing import Array
 
@@ -51,7 +50,6 @@ __all__ = [
     "optimizer",
     "parametrization",
     "recipe",
-    "reconstruction",
     "sample_labels",
     "schedule",
     "times",
@@ -198,17 +196,6 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
     if make is losses.edm_weight:
         options.setdefault("sigma_data", config.prediction.sigma_data)
     return functools.partial(losses.weighted_x0, weighting=make(**options))
-
-
-def reconstruction(config: ml_collections.ConfigDict) -> Reconstruction:
-    """The loss of an autoencoder."""
-    loss = config.loss
-    choose("loss.target", loss.target, ERRORS)
-    taken = ("x", "decoded", "posterior", "error")
-    options = keywords(
-        "loss.weighting_options", systems.reconstruction, loss.weighting_options, taken
-    )
-    return functools.partial(systems.reconstruction, error=loss.target, **options)
 
 
 def _bound(config: ml_collections.ConfigDict) -> Objective:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffjax import components, data, mcmc, parallel, systems
+from diffjax import components, data, latents, mcmc, parallel, systems
 from diffjax.components import EMPIRICAL, learning_rate, optimizer, sample_labels
 from diffjax.configuration import validate
 from diffjax.data import Source
@@ -112,7 +112,7 @@ def build(
     schedule = components.schedule(config)
     num_classes = config.data.num_classes if conditional else 0
     _check_classifier(config, classifier, num_classes)
-    _check_latents(config, autoencoder)
+    latents.check(config, autoencoder)
     experiment = Experiment(
         config=config,
         system=None,
@@ -150,43 +150,6 @@ def _check_classifier(
         raise ValueError(
             f"config.sample.classifier={named!r} knows {classifier.num_classes} classes, but the "
             f"system {num_classes}"
-        )
-
-
-def _check_latents(config: ml_collections.ConfigDict, autoencoder: Autoencoder | None) -> None:
-    """Raises ValueError where latents are asked for what only images have, or cannot be decoded."""
-    if config.data.get("scale") is None:
-        return
-    of_pixels = {
-        "data.flip": (
-            config.data.flip,
-            "the mirror of a latent is no latent of the mirror: set it to False here, and to True "
-            "where the images are encoded",
-        ),
-        "sample.threshold": (config.sample.threshold, "latents have no range: set it to ''"),
-        "evaluate.likelihood": (config.evaluate.likelihood, "latents have no bits: set it to ''"),
-        "loss.augmentation": (config.loss.augmentation, "it deforms images: set it to ''"),
-    }
-    for field, (value, reason) in of_pixels.items():
-        if value:
-            raise ValueError(f"config.{field}={value!r}, but the data are latents; {reason}")
-    if autoencoder is None:
-        return
-    named, encoded_by = config.data.autoencoder, config.data.get("encoded_by")
-    if encoded_by not in (None, autoencoder.digest):
-        raise ValueError(
-            f"config.data.autoencoder={named!r} is autoencoder {autoencoder.digest}, but these "
-            f"latents are of {encoded_by}: name that one, or encode and train again"
-        )
-    image = jax.ShapeDtypeStruct((1, *autoencoder.shape), jnp.float32)
-    posterior = jax.eval_shape(
-        lambda x: autoencoder.network.apply({"params": autoencoder.params}, x, method="encode"),
-        image,
-    )
-    if posterior.mean.shape[-1] != config.data.shape[-1]:
-        raise ValueError(
-            f"config.data.autoencoder={named!r} has latents of {posterior.mean.shape[-1]} "
-            f"channels, but these are of {config.data.shape[-1]}"
         )
 
 
@@ -326,7 +289,7 @@ def _autoencoder(experiment: Experiment) -> System:
     _check_average(config)
     system = systems.autoencoder(
         components.autoencoder_network(config),
-        objective=components.reconstruction(config),
+        objective=latents.reconstruction(config),
         optimizer=optimizer(config),
         ema_rates=config.optimizer.ema_rates,
         ema_warmup=config.optimizer.ema_warmup,

@@ -21,7 +21,16 @@ LAYERS = [
     {"analytic", "guidance", "likelihood", "losses", "solvers", "state"},
     {"mcmc"},
     {"systems"},
-    {"bits", "chains", "components", "configuration", "experiment", "parallel", "workdir"},
+    {
+        "bits",
+        "chains",
+        "components",
+        "configuration",
+        "experiment",
+        "latents",
+        "parallel",
+        "workdir",
+    },
     {
         "checkpoint",
         "conversion",
