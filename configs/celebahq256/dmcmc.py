@@ -31,7 +31,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         num_classes=0,
     )
 
-    config.network = "ncsnpp"  # NCSN++ continuous, 65,574,421 parameters
+    config.network = "ncsnpp"  # NCSN++, 65,574,549 parameters, 128 of them fixed
     config.model = dict(
         ch=128,
         ch_mult=(1, 1, 2, 2, 2, 2, 2),

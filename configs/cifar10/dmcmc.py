@@ -30,7 +30,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         num_classes=10,
     )
 
-    config.network = "ncsnpp"  # NCSN++ continuous, 62,758,787 parameters
+    config.network = "ncsnpp"  # NCSN++, 62,758,915 parameters, 128 of them fixed
     config.model = dict(
         ch=128,
         ch_mult=(1, 2, 2, 2),
