@@ -6,43 +6,47 @@ Every deterministic solver of one call a step is a table. With ``m_j`` the ``x0`
 .. math:: y_i = w_{i0}\, x_T + \sum_{j<i} w_{i,j+1}\, m_j, \qquad m_i = x_0(y_i, \tau_i)
 
 and the last row of the table is the result. ``fit`` finds the grid of a given solver, or the table
-itself, starting from DPM-Solver++(3M), by descent on the distance to a fine solve from the same
-noise. The tables are the non-stationary solvers of Shaul et al. 2024 (arXiv 2403.01329); the grids
-and the shifted times ``tau`` of the calls are those of Tong et al. 2025 (LD3, arXiv 2405.15506).
+itself, starting from the best of several solvers and grids, by descent on the distance to a fine
+solve from the same noise. The tables are the non-stationary solvers of Shaul et al. 2024 (arXiv
+2403.01329); the grids and the shifted times ``tau`` of the calls are those of Tong et al. 2025
+(LD3, arXiv 2405.15506).
 """
 
 import functools
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.prediction import Predict, Prediction, evaluations, with_evaluations
+from diffjax.prediction import Predict, Prediction
 from diffjax.schedules import Schedule, half_log_snr, prior
-from diffjax.solvers import exponential, timesteps
+from diffjax.solvers import gauss_newton, timesteps
+from diffjax.solvers.adams import ipndm
 from diffjax.solvers.base import Solution, Solver, Span, denoise, solve
-from diffjax.solvers.linear import Weights
+from diffjax.solvers.gauss_newton import Table
 from diffjax.solvers.multistep import multistep
+from diffjax.solvers.unipc import unipc
 from diffjax.typing import Array, Key
 
 __all__ = ["Fitted", "fit", "load", "sample", "save", "solver", "table"]
 
-# Predictions that a learned step may use: the newest and three before it.
-TERMS = 4
-# Rows of an update, and looks at the held-out noise, of which the best is kept.
-_ROWS, _ROUNDS = 256, 20
-# At most so many starts and updates; what a call costs may allow fewer.
-_STARTS, _UPDATES = 131_072, 12_000
+# Rows of a batch; at most so many starts, iterations and updates: a call's cost may allow fewer.
+_ROWS, _STARTS, _ITERATIONS, _UPDATES = 256, 65_536, 12, 6_000
+# Where the grids that are tried first end, as a share of the way from no noise.
+_ENDS = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)
+# And where they may start, if the noise there is what is drawn.
+_BEGINS = (0.1, 0.2)
 
 
 class Fitted(NamedTuple):
     """A learned sampler: arrays alone, to be saved with the network that they were fitted to.
 
     Attributes:
-        ts: The grid, decreasing to 0, ``(calls + 1,)``.
+        ts: The grid, decreasing to 0, ``(calls + 1,)``; with learned weights, that of
+            the solver that the fit began with.
         times: The time told to the network by each call, ``(calls,)``.
         weights: The table, lower triangular, ``(calls + 1, calls + 1)``.
     """
@@ -163,14 +167,14 @@ def fit(
 
     .. math:: \min\ E\, |\hat x_0(x_T) - x_0^*(x_T)|^2
 
-    over the grid, the time told to the network by each call, and the weights of each step, with
-    ``x_0^*`` a fine solve from the same noise, denoised. Adam through ``solve``; activations of the
+    over the time told to the network by each call and all weights of each step, with ``x_0^*`` a
+    fine solve from the same noise, denoised. It begins with the best of some solvers and grids, and
+    goes on by Gauss-Newton and Adam (:mod:`~diffjax.solvers.gauss_newton`); activations of the
     network are recomputed (``jax.checkpoint``), so that memory does not grow with the calls.
 
-    Starts beside ``x_T`` are drawn from the prior, as few hundred alone are learned by heart: the
-    error lies in the few starts that fall on the edge between two outcomes. Those are also drawn
-    more often, with weights that keep the mean what it is. An eighth of the noise is held out, and
-    chooses among the iterates; the first is the untrained solver.
+    Starts beside ``x_T`` are drawn from the prior, as few hundred alone are learned by heart. An
+    eighth of the noise is held out, and chooses among the iterates; the first is the untrained
+    solver.
 
     Args:
         predict: The network seen through its schedule; guidance included, if it is to be used.
@@ -179,12 +183,13 @@ def fit(
         x_T: Noise to start from, ``(n, ...)``. A ``predict`` that holds something for each row,
             such as labels, sees whole batches of the same ``n`` rows in order; any other sees
             batches of at most 256.
-        key: For the noise and the order of the updates.
+        key: For the noise and the choice of starts.
         solver: Learn the grid of this solver alone: deterministic, of one call a step. None learns
             weights too.
         teacher_steps: Steps of the fine solve, DPM-Solver++ of third order.
         flops: Arithmetic to spend, by XLA's count for one call: what is left after the caps of
-            131,072 starts and 12,000 updates is not used. The default is minutes on two cores.
+            65,536 starts, 12 iterations and 6,000 updates is not used. The default is minutes on
+            two cores.
 
     Returns:
         The :class:`Fitted`.
@@ -194,7 +199,9 @@ def fit(
     """
     _check(steps, x_T, solver)
     x_T, rows = _whole_batches(predict, jnp.asarray(x_T))
-    draws, updates = _affordable(predict, schedule, x_T, rows, steps, teacher_steps, flops)
+    draws, iterations, updates = _affordable(
+        predict, schedule, x_T, rows, steps, teacher_steps, flops
+    )
     noise, order = jax.random.split(key)
     starts = _starts(schedule, x_T, rows, draws, noise)
 
@@ -208,11 +215,18 @@ def fit(
 
         return jax.lax.map(one, starts)
 
-    params = _initial(steps, learn_weights=solver is None)
-    build = functools.partial(_build, schedule=schedule, solver=solver)
-    return build(
-        _descend(params, build, predict, schedule, starts, teacher(starts), order, updates)
+    exact = teacher(starts)
+    grid, begun = _begin(predict, schedule, steps, starts, exact, solver)
+    if solver is None:
+        params, build = _of_table(schedule, begun), functools.partial(_table, schedule, steps)
+    else:
+        params, build = _of_grid(schedule, grid), functools.partial(_on_grid, schedule, solver)
+    found = gauss_newton.descend(
+        predict, build, params, starts, exact, order, iterations=iterations, updates=updates
     )
+    learnt = build(found)
+    ts = grid if solver is None else learnt.times
+    return Fitted(jnp.append(ts, 0.0), learnt.times, learnt.weights)
 
 
 def _check(steps: int, x_T: Array, solver: Solver | None) -> None:
@@ -242,16 +256,19 @@ def _whole_batches(predict: Predict, x_T: Array) -> tuple[Array, int]:
     return x_T[: x_T.shape[0] // rows * rows], rows
 
 
-def _affordable(predict, schedule, x_T, rows, steps, teacher_steps, flops) -> tuple[int, int]:
-    """Batches of starts, and updates, that the arithmetic allowed pays for."""
+def _affordable(predict, schedule, x_T, rows, steps, teacher_steps, flops) -> tuple[int, ...]:
+    """Batches of starts, iterations and updates that the arithmetic allowed pays for."""
     call = jax.jit(lambda x: predict(x, jnp.asarray(schedule.t_max, x.dtype)).x0)
     cost = call.lower(x_T[:rows]).cost_analysis() or {}
     batch = max(float(cost.get("flops", 0.0)), 1.0)
-    # A quarter for the teacher; an update is a forward pass, another for what was not kept, and a
-    # backward pass of twice the work.
-    draws = int(flops / 4 / (batch * (teacher_steps + 1)))
-    updates = int(flops * 3 / 4 / (batch * steps * 4))
-    return max(min(draws, _STARTS // rows), 8), max(min(updates, _UPDATES), 100)
+    # A quarter for the teacher. An iteration runs all starts once, and an eighth of them as if 17
+    # times: seven tables, and two forward and four backward passes. An update is a forward pass,
+    # another for what was not kept, and a backward pass of twice the work.
+    draws = max(min(int(flops / 4 / (batch * (teacher_steps + 1))), _STARTS // rows), 8)
+    left = flops * 3 / 4 / (batch * steps)
+    iterations = max(min(int(left / 2 / (3 * draws)), _ITERATIONS), 4)
+    updates = int((left - 3 * draws * iterations) / 4)
+    return draws, iterations, max(min(updates, _UPDATES), 100)
 
 
 def _starts(schedule: Schedule, x_T: Array, rows: int, draws: int, key: Key) -> Array:
@@ -263,125 +280,74 @@ def _starts(schedule: Schedule, x_T: Array, rows: int, draws: int, key: Key) -> 
     return jnp.concatenate([given, drawn.reshape(fresh, rows, *x_T.shape[1:])])
 
 
-def _initial(calls: int, learn_weights: bool) -> dict[str, Array]:
-    """Equal steps in half log SNR, the times of the calls as the grid has them, no corrections."""
-    share = 1 / jnp.arange(calls, 1, -1)
-    params = {"shares": jnp.log(share) - jnp.log1p(-share)}
-    if learn_weights:
-        params |= {
-            "shift": jnp.zeros(calls),
-            "state": jnp.zeros(calls),
-            "values": jnp.zeros((calls, TERMS)),
-        }
-    return params
-
-
-def _build(params: dict[str, Array], schedule: Schedule, solver: Solver | None) -> Fitted:
-    """The sampler that parameters stand for.
-
-    Each call but the first lies a share of the way that is left to ``t_min``. Corrections of the
-    weights are relative to those of DDIM's step, and act on the newest prediction and on the
-    differences of successive ones: so moving one keeps what the others mean.
-    """
+def _begin(predict, schedule, calls, starts, exact, solver) -> tuple[Array, Table]:
+    """The best untrained grid and table, of the given solver or of several."""
     lam_start, lam_end = (half_log_snr(schedule, t) for t in (schedule.t_max, schedule.t_min))
-    left = jnp.cumprod(1 - jax.nn.sigmoid(params["shares"]))
-    lam = lam_end - (lam_end - lam_start) * jnp.concatenate([jnp.ones(1), left])
-    ts = schedule.time(lam).at[0].set(schedule.t_max)
-    grid = jnp.append(ts, 0.0)
-    if solver is not None:
-        return Fitted(grid, ts, table(solver, schedule, ts))
-    times = jnp.clip(schedule.time(lam + params["shift"]), schedule.t_min, schedule.t_max)
-    return Fitted(grid, times, _rows(_corrected(params, schedule, ts)))
+    length = lam_end - lam_start
+    # A network whose calls cost much is not asked for every choice: trying costs calls, too.
+    coarse = 1 if starts.shape[0] >= 32 else 3
+    ends = [schedule.time(lam_end - share * length) for share in _ENDS[::coarse]]
+    begins = [schedule.t_max]
+    if solver is None:
+        # Later than the noise is drawn for, where it is all but the same.
+        late = [schedule.time(lam_start + share * length) for share in _BEGINS[::coarse]]
+        begins += [t for t in late if schedule.sigma(t) > 0.99 * schedule.sigma(schedule.t_max)]
+    grids = jnp.stack(
+        [
+            grid(schedule, calls - 1, t_start=begin, t_end=end)
+            for grid in timesteps.GRIDS.values()
+            for begin in begins
+            for end in ends
+        ]
+    )
+    tried = _beginnings(schedule) if solver is None else (solver,)
+    tables = jnp.concatenate(
+        [jax.jit(jax.vmap(lambda ts, s=s: table(s, schedule, ts)))(grids) for s in tried]
+    )
+    grids = jnp.tile(grids, (len(tried), 1))
+    some = max(min(starts.shape[0] // 32, 4), 1)
+    found = jax.jit(lambda *tables: gauss_newton.errors(predict, *tables))(
+        Table(tables, grids), starts[:some], exact[:some]
+    ).mean(axis=(1, 2))
+    best = jnp.where(jnp.isfinite(found), found, jnp.inf).argmin()
+    return grids[best].at[0].set(schedule.t_max), Table(tables[best], grids[best])
 
 
-def _corrected(params: dict[str, Array], schedule: Schedule, ts: Array) -> Weights:
-    """Weights of DPM-Solver++(3M) and of the step to the data, corrected."""
-    plan = multistep(schedule, order=3).plan(ts)
-    _, first = exponential.X0.linear(exponential.plan_steps(schedule, ts).over)
-    state, first = jnp.append(plan.state, 0.0), jnp.append(first, 1.0)
-    ends = (1.0, 0.0, 0.0)
-    base = [jnp.append(value, end) for value, end in zip(plan.values, ends, strict=True)]
-    base += [jnp.zeros_like(first)] * (TERMS - len(base))
-    # Call i has i + 1 predictions, hence i differences.
-    known = np.tril(np.ones((ts.shape[0], TERMS)))
-    newest, *differences = (first * column for column in (params["values"] * known).T)
-    ahead = [newest, *differences]
-    behind = [*differences, jnp.zeros_like(first)]
-    signs = [1.0, *[-1.0] * (TERMS - 1)]
-    values = [
-        value + sign * here + there
-        for value, sign, here, there in zip(base, signs, ahead, behind, strict=True)
-    ]
-    return Weights(state * (1 + params["state"]), tuple(values))
+def _beginnings(schedule: Schedule) -> tuple[Solver, ...]:
+    """Of these one or another was best on all that was measured (docs/solvers.md)."""
+    return (
+        multistep(schedule, order=3),
+        unipc(schedule),
+        unipc(schedule, order=2, lower_order_final=False),
+        unipc(schedule, "eps", lower_order_final=False),
+        ipndm(schedule),
+    )
 
 
-def _rows(weights: Weights) -> Array:
-    """The table of linear multistep weights."""
-    calls = weights.state.shape[0]
-    units = jnp.eye(calls + 1, dtype=weights.state.dtype)
-
-    def body(row, scanned):
-        state, values, index = scanned
-        # Predictions before the first have no weight; index 0 is the start, not one of them.
-        places = index + 1 - jnp.arange(TERMS)
-        named = jnp.where(places[:, None] > 0, units[jnp.maximum(places, 0)], 0.0)
-        after = state * row + values @ named
-        return after, after
-
-    scanned = (weights.state, jnp.stack(weights.values, -1), jnp.arange(calls))
-    _, rows = jax.lax.scan(body, units[0], scanned)
-    return jnp.concatenate([units[:1], rows])
+def _of_table(schedule: Schedule, begun: Table) -> Array:
+    """Parameters of a table: its weights below the first row, and half log SNR of the calls."""
+    lower = begun.weights[1:][np.nonzero(np.tri(*begun.weights[1:].shape, 1))]
+    return jnp.concatenate([lower, half_log_snr(schedule, begun.times)])
 
 
-def _descend(params, build, predict, schedule, starts, exact, key, updates) -> dict[str, Array]:
-    """The best iterate on the held-out noise."""
-    import optax
+def _table(schedule: Schedule, calls: int, params: Array) -> Table:
+    rows, columns = np.nonzero(np.tri(calls, calls + 1, 1))
+    weights = jnp.eye(calls + 1, dtype=params.dtype).at[1:].set(0.0)
+    weights = weights.at[rows + 1, columns].set(params[:-calls])
+    return Table(weights, _inside(schedule, params[-calls:]))
 
-    draws, rows = starts.shape[:2]
-    used = draws - max(draws // 8, 1)
-    recomputed = with_evaluations(jax.checkpoint(predict), evaluations(predict))
 
-    def errors(params: Any, x: Array, target: Array) -> Array:
-        end = sample(build(params), recomputed, schedule, x).x
-        return jnp.square(end - target).mean(axis=tuple(range(1, x.ndim)))
+def _of_grid(schedule: Schedule, ts: Array) -> Array:
+    """Parameters of a grid: logarithms of its steps in half log SNR."""
+    return jnp.log(jnp.diff(half_log_snr(schedule, ts)))
 
-    def loss(params, x, target, importance):
-        return jnp.mean(importance * errors(params, x, target))
 
-    calls = params["shares"].shape[0] + 1
-    length = max(updates // _ROUNDS, 1)
-    peak = min(1e-2, 0.1 / calls)
-    rate = optax.warmup_cosine_decay_schedule(0.0, peak, length, length * _ROUNDS)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
+def _on_grid(schedule: Schedule, solver: Solver, params: Array) -> Table:
+    passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum(jnp.exp(params))])
+    ts = _inside(schedule, half_log_snr(schedule, schedule.t_max) + passed)
+    ts = ts.at[0].set(schedule.t_max)
+    return Table(table(solver, schedule, ts), ts)
 
-    @jax.jit
-    def look(params):
-        found = jax.lax.map(lambda pair: errors(params, *pair), (starts, exact))
-        # The root is near the norm of the gradient; the floor keeps easy starts from being lost.
-        chance = jnp.sqrt(found[:used] + 0.05 * found[:used].mean())
-        return found[used:].mean(), chance / chance.sum(axis=0)
 
-    @jax.jit
-    def improve(params, state, chance, key):
-        reached = jnp.cumsum(chance, axis=0)
-
-        def body(carry, key):
-            params, state = carry
-            point = jax.random.uniform(key, (rows,), reached.dtype)
-            pick = jnp.minimum((point > reached).sum(axis=0), used - 1)
-            row = jnp.arange(rows)
-            importance = 1 / (used * chance[pick, row])
-            gradient = jax.grad(loss)(params, starts[pick, row], exact[pick, row], importance)
-            change, state = optimizer.update(gradient, state)
-            return (optax.apply_updates(params, change), state), None
-
-        return jax.lax.scan(body, (params, state), jax.random.split(key, length))[0]
-
-    state = optimizer.init(params)
-    best, (least, chance) = params, look(params)
-    for round_key in jax.random.split(key, _ROUNDS):
-        params, state = improve(params, state, chance, round_key)
-        error, chance = look(params)
-        if error < least:
-            best, least = params, error
-    return best
+def _inside(schedule: Schedule, lam: Array) -> Array:
+    return jnp.clip(schedule.time(lam), schedule.t_min, schedule.t_max)

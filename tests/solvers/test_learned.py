@@ -10,8 +10,8 @@ import pytest
 
 from diffjax import analytic, solvers
 from diffjax.prediction import with_evaluations
-from diffjax.schedules import EDM, Discrete, VPLinear, prior
-from diffjax.solvers import Recipe, adams, learned, timesteps, unipc
+from diffjax.schedules import EDM, Discrete, VPLinear, expand, prior
+from diffjax.solvers import Recipe, adams, gauss_newton, learned, timesteps, unipc
 
 ANGLES = np.arange(8) * np.pi / 4
 MIXTURE = analytic.Mixture(np.stack([np.cos(ANGLES), np.sin(ANGLES)], -1), 0.15)
@@ -44,11 +44,34 @@ def test_a_solver_is_its_table(make, schedule, x64):
     assert solution.nfe == recipe.nfe == 6
 
 
-def test_the_untrained_sampler_is_dpm_solver_pp_3m(x64):
-    fitted = learned._build(learned._initial(5, learn_weights=True), SCHEDULE, None)
-    expected = learned.table(solvers.multistep(SCHEDULE, order=3), SCHEDULE, fitted.ts[:-1])
-    chex.assert_trees_all_close(fitted.weights, expected, rtol=1e-9, atol=1e-12)
-    chex.assert_trees_all_close(fitted.times, fitted.ts[:-1], rtol=1e-9)
+def test_parameters_of_a_table_and_of_a_grid_return_it(x64):
+    solver, ts = unipc.unipc(SCHEDULE), timesteps.uniform(SCHEDULE, 4)
+    begun = gauss_newton.Table(learned.table(solver, SCHEDULE, ts), ts)
+    again = learned._table(SCHEDULE, 5, learned._of_table(SCHEDULE, begun))
+    chex.assert_trees_all_close(again, begun, rtol=1e-9, atol=1e-12)
+    again = learned._on_grid(SCHEDULE, solver, learned._of_grid(SCHEDULE, ts))
+    chex.assert_trees_all_close(again, begun, rtol=1e-7, atol=1e-9)
+
+
+def test_gradients_of_each_start_are_those_of_jax(x64):
+    """By adjoints of the states, all starts together; by ``jax.grad``, one at a time."""
+    predict, x, target = MIXTURE.predict(SCHEDULE), start(SCHEDULE, 3), start(SCHEDULE, 3, seed=1)
+    ts = timesteps.uniform(SCHEDULE, 3)
+    begun = gauss_newton.Table(learned.table(solvers.multistep(SCHEDULE), SCHEDULE, ts), ts)
+    keys = jax.random.split(jax.random.key(0), 1)
+    found = gauss_newton._gradients(predict, begun, x[None], target[None], keys)[0, 0]
+
+    def half_error(flat, x, target):
+        weights = jnp.eye(5).at[1:].set(0.0).at[rows + 1, columns].set(flat[:-4])
+        end = learned.sample(learned.Fitted(jnp.append(ts, 0.0), flat[-4:], weights), *given, x).x
+        return jnp.square(end - target).mean() / 2
+
+    rows, columns = gauss_newton._places(4)
+    given = predict, SCHEDULE
+    for row in range(3):
+        pair = x[row : row + 1], target[row : row + 1]
+        expected = jax.grad(half_error)(gauss_newton._flat(begun), *pair)
+        chex.assert_trees_all_close(found[row], expected, rtol=1e-8, atol=1e-11)
 
 
 @functools.cache
@@ -139,7 +162,7 @@ def test_the_grid_of_euler_on_a_gaussian_is_the_closed_form():
         x_T=start(schedule, 64, shape=(1,)),
         key=jax.random.key(0),
         solver=solvers.ddim(schedule),
-        flops=4e7,
+        flops=1e9,
     )
     angle = np.arctan(80 / c) / calls
     np.testing.assert_allclose(fitted.ts, c * np.tan(angle * np.arange(calls, -1, -1)), rtol=0.1)
@@ -155,7 +178,7 @@ def test_labels_stay_with_their_rows():
     point, schedule = analytic.Mixture(jnp.zeros((1, 2)), 0.2), VPLinear()
 
     def predict(x, t):
-        found = point.predict(schedule)(x - schedule.alpha(t) * centre, t)
+        found = point.predict(schedule)(x - expand(schedule.alpha(t), x) * centre, t)
         return found._replace(x0=found.x0 + centre)
 
     fitted = learned.fit(
