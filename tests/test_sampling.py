@@ -210,6 +210,7 @@ def test_other_settings_never_share_a_name(experiment, state, twenty):
         denoise=False,
         guidance=1.2,
         guidance_interval=(0.5, 2.0),
+        guidance_channels=1,
         threshold="static",
         classifier="runs/judge",
         ema="0.99",
