@@ -133,16 +133,18 @@ def _adam(predict, build, starts, exact, origin, coordinates, key, updates) -> A
         return (importance * _errors(recomputed, table, x, target)).mean()
 
     @jax.jit
-    def look(place):
-        table = build(origin + coordinates @ place)
+    def look(params):
+        table = build(params)
         every = jax.lax.map(lambda pair: _errors(predict, table, *pair), (starts, exact))
         return every[used:].mean(), _chances(every[:used])
 
     place = jnp.zeros_like(origin)
-    least, chance = look(place)
+    least, chance = look(origin)
     # A step of the error's root along one coordinate changes the end by about the error; where a
     # coordinate changes next to nothing, the parameters bound the step.
-    peak = min(0.03 * float(least) ** 0.5, 0.1 / float(jnp.abs(coordinates).max()))
+    peak = 0.03 * float(least) ** 0.5
+    reach = peak * jnp.abs(coordinates).max(axis=0)
+    coordinates = coordinates / jnp.maximum(reach / 0.03, 1.0)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, length, length * _ROUNDS)
     optimizer = optax.adam(rate, b2=0.99)
 
@@ -164,7 +166,7 @@ def _adam(predict, build, starts, exact, origin, coordinates, key, updates) -> A
     best, state = place, optimizer.init(place)
     for round_key in jax.random.split(key, _ROUNDS):
         place, state = improve(place, state, chance, round_key)
-        error, chance = look(place)
+        error, chance = look(origin + coordinates @ place)
         if error < least:
             best, least = place, error
     return origin + coordinates @ best
