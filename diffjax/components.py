@@ -8,7 +8,7 @@ network or schedule is one more entry.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -126,16 +126,18 @@ def network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
     """The network, told the number of classes and whether it has a variance to predict."""
     if config.network not in NETWORKS:
         raise unknown("config.network: unknown name", config.network, [*NETWORKS, EMPIRICAL])
-    module = NETWORKS[config.network]
-    inferred = dict(num_classes=num_classes, learned_variance=config.prediction.learned_variance)
-    options = keywords("model", module, config.model, reserved=("parent", "name", *inferred))
-    if "dtype" in options:
-        options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
-    if module is models.MLP:
+    defaults = {}
+    if NETWORKS[config.network] is models.MLP:
         # EDM tells its network log(sigma) / 4, all others an index up to 999.
         of_order_one = config.prediction.parametrization == "edm"
-        options.setdefault("time_embedding", "fourier" if of_order_one else "sinusoidal")
-    return module(**options, **inferred)
+        defaults["time_embedding"] = "fourier" if of_order_one else "sinusoidal"
+    return _module(
+        config,
+        NETWORKS,
+        defaults,
+        num_classes=num_classes,
+        learned_variance=config.prediction.learned_variance,
+    )
 
 
 def classifier_network(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
@@ -154,14 +156,17 @@ def autoencoder_network(config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def _module(
-    config: ml_collections.ConfigDict, registry: dict[str, type[nn.Module]], **inferred
+    config: ml_collections.ConfigDict,
+    registry: dict[str, type[nn.Module]],
+    defaults: Mapping[str, Any] | None = None,
+    **inferred,
 ) -> nn.Module:
     """The network that the config names, with its options and what is known from elsewhere."""
     module = choose("network", config.network, registry)
     options = keywords("model", module, config.model, reserved=("parent", "name", *inferred))
     if "dtype" in options:
         options["dtype"] = choose("model.dtype", options["dtype"], DTYPES)
-    return module(**options, **inferred)
+    return module(**{**(defaults or {}), **options}, **inferred)
 
 
 def times(config: ml_collections.ConfigDict, schedule: Schedule) -> Callable[..., Array]:

@@ -6,7 +6,7 @@ Whatever a config can get wrong is found here, before anything is trained or wri
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,6 @@ def _diffusion(experiment: Experiment) -> System:
         return systems.empirical(
             data.to_float(examples.images), labels, schedule, draw, num_classes
         )
-    _check_average(config)
     latent = {} if experiment.scale is None else {"prepare": systems.latents(experiment.scale)}
     system = systems.diffusion(
         components.network(config, num_classes),
@@ -217,17 +216,12 @@ def _diffusion(experiment: Experiment) -> System:
         components.parametrization(config),
         objective=components.objective(config),
         times=components.times(config, schedule),
-        optimizer=optimizer(config),
         draw=draw,
         measure=measure,
         num_classes=num_classes,
         label_dropout=config.loss.label_dropout,
         augment=components.augmentation(config, experiment.shape),
-        ema_rates=config.optimizer.ema_rates,
-        ema_warmup=config.optimizer.ema_warmup,
-        sample_ema=config.sample.ema,
-        microbatches=config.train.microbatches,
-        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+        **_training(config),
         **latent,
     )
     _check_network(experiment, system)
@@ -241,18 +235,12 @@ def _noisy_classifier(experiment: Experiment) -> System:
         raise ValueError(
             "config.data.conditional is False, but a classifier learns labels: set it to True"
         )
-    _check_average(config)
     system = systems.noisy_classifier(
         components.classifier_network(config, experiment.num_classes),
         experiment.schedule,
         components.parametrization(config),
         times=components.times(config, experiment.schedule),
-        optimizer=optimizer(config),
-        ema_rates=config.optimizer.ema_rates,
-        ema_warmup=config.optimizer.ema_warmup,
-        sample_ema=config.sample.ema,
-        microbatches=config.train.microbatches,
-        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+        **_training(config),
     )
     _check_network(experiment, system)
     return system
@@ -261,7 +249,6 @@ def _noisy_classifier(experiment: Experiment) -> System:
 def _noise_level(experiment: Experiment) -> System:
     """A predictor of noise levels: those of the config's schedule, seen with alpha = 1."""
     config = experiment.config
-    _check_average(config)
     if config.train.sample_every:
         raise ValueError(
             f"config.train.sample_every={config.train.sample_every}: a noise-level predictor draws "
@@ -272,12 +259,7 @@ def _noise_level(experiment: Experiment) -> System:
     system = systems.noise_level(
         network,
         mcmc.noise_levels(noise.t_min, noise.t_max, network.levels),
-        optimizer=optimizer(config),
-        ema_rates=config.optimizer.ema_rates,
-        ema_warmup=config.optimizer.ema_warmup,
-        sample_ema=config.sample.ema,
-        microbatches=config.train.microbatches,
-        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+        **_training(config),
     )
     _check_network(experiment, system)
     return system
@@ -286,27 +268,34 @@ def _noise_level(experiment: Experiment) -> System:
 def _autoencoder(experiment: Experiment) -> System:
     """What encodes the images of another run as latents."""
     config = experiment.config
-    _check_average(config)
     system = systems.autoencoder(
         components.autoencoder_network(config),
         objective=latents.reconstruction(config),
-        optimizer=optimizer(config),
-        ema_rates=config.optimizer.ema_rates,
-        ema_warmup=config.optimizer.ema_warmup,
-        sample_ema=config.sample.ema,
-        microbatches=config.train.microbatches,
-        axis=parallel.AXIS if config.parallel.mode == "pmap" else None,
+        **_training(config),
     )
     _check_network(experiment, system)
     return system
 
 
-def _check_average(config: ml_collections.ConfigDict) -> None:
+def _training(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Arguments of every system that is trained.
+
+    Raises:
+        ValueError: The average to be used is not among those kept.
+    """
     if config.sample.ema and config.sample.ema not in map(str, config.optimizer.ema_rates):
         raise ValueError(
             f"config.sample.ema={config.sample.ema!r} is not kept: config.optimizer.ema_rates is "
             f"{config.optimizer.ema_rates}; use one of those, or '' for the raw parameters"
         )
+    return {
+        "optimizer": optimizer(config),
+        "ema_rates": config.optimizer.ema_rates,
+        "ema_warmup": config.optimizer.ema_warmup,
+        "sample_ema": config.sample.ema,
+        "microbatches": config.train.microbatches,
+        "axis": parallel.AXIS if config.parallel.mode == "pmap" else None,
+    }
 
 
 def _check_network(experiment: Experiment, system: System) -> None:

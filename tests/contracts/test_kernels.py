@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import blackjax
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,10 @@ def log_density(x, sigma):
 
 
 def blackjax_mala():
-    blackjax = pytest.importorskip("blackjax")
     return mcmc.blackjax_move(lambda density: blackjax.mala(density, 0.05), log_density)
 
 
 def blackjax_sgld():
-    blackjax = pytest.importorskip("blackjax")
     return mcmc.blackjax_gradient_move(blackjax.sgld, lambda sigma: 0.1 * sigma**2)
 
 
