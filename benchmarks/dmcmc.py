@@ -7,6 +7,8 @@ training: sliced Wasserstein distance, and the rms distance to the nearest mean.
 from a run of configs/digits/default.py:mlp, with a predictor of configs/digits/noise_level.py; a
 run that is missing is trained first. There, the Frechet distance in the features of the classifier
 that judges samples, with precision and recall, against the half of the data that nothing has seen.
+With ``--choose`` settings of the chain are compared instead, with a seed of their own, against the
+half that the network was trained on.
 
 What a chain costs before its first sample is shared by its samples and is not in the budget, as in
 the paper; it is told before the tables.
@@ -45,6 +47,14 @@ from diffjax.workdir import load_config
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("kar1", "pf", "rk45", "kar2", "rd", "em", "dpm_solver_pp")
 ARMS = ("alone", "DMCMC", "DLG")
+# What --choose tries, each but one away from the first.
+CANDIDATES = [
+    {},
+    *({"level": level} for level in (0.1, 0.25)),
+    *({"climb": climb} for climb in (0.25, 0.5, 1.0)),
+    *({"top": top} for top in (1.0, 2.5)),
+    *({"part": part} for part in (0.35, 0.75)),
+]
 NOTHING = mcmc.Integrator(lambda predict, x, sigma, key=None: Solution(x, 0), 0)
 
 
@@ -170,18 +180,25 @@ class Excursions:
     """Chains at low noise that go up for free and come down along DPM-Solver++.
 
     The more calls they have to come down, the higher they go, and the less a sample tells of the
-    next: in units of the range of the data, to 1.5, or 0.375 a call if that is more.
+    next. Lengths in units of the range of the data.
+
+    Attributes:
+        level: Where chains live.
+        top: How high they go at least.
+        climb: How high for each call, if that is more.
+        part: Of a budget, for the chain.
     """
 
-    title = "DMCMC"
-
-    def __init__(self, levels, logits, data_range, level=0.15):
-        self.levels, self.logits, self.data_range = levels, logits, data_range
-        self.level = level * data_range
+    def __init__(
+        self, levels, logits, data_range, *, level=0.15, top=1.5, climb=0.375, part=0.5, title=""
+    ):
+        self.levels, self.logits = levels, logits
+        self.level, self.top, self.climb = (data_range * one for one in (level, top, climb))
+        self.part, self.title = part, title or "DMCMC"
 
     def share(self, budget: int) -> int:
         """Calls of a budget that the chain should have."""
-        return (budget - 1) // 2
+        return max(int(self.part * (budget - 1)), 1)
 
     def steps(self, left: int) -> tuple[int, int]:
         """Steps of the chain for a number of calls, and calls a step."""
@@ -190,14 +207,14 @@ class Excursions:
     def make(self, setting, calls):
         """The kernel, and how chains begin."""
         logits = mcmc.within(self.levels, self.logits, self.level / 1.3, self.level * 1.3)
-        top = (1.5 if calls <= 5 else 0.375 * calls) * self.data_range
-        x_move = mcmc.excursion(top, multistep(EDM()), calls)
+        x_move = mcmc.excursion(max(self.top, self.climb * calls), multistep(EDM()), calls)
 
         def kernel(predict):
             return mcmc.kernel(predict, x_move, mcmc.posterior_mean(self.levels, logits))
 
-        begin = mcmc.integrator("dpm_solver_pp", 20, low=setting.low, data_range=self.data_range)
-        return kernel, mcmc.Start(setting.high, begin, self.level, ((kernel, 5),))
+        low, high = setting.low, setting.high
+        begin = mcmc.integrator("dpm_solver_pp", 20, low=low, data_range=setting.data_range)
+        return kernel, mcmc.Start(high, begin, self.level, ((kernel, 5),))
 
 
 def mixture(number: int, chains: int) -> tuple[Setting, tuple]:
@@ -235,8 +252,8 @@ def trained(workdir: pathlib.Path, config: str):
     return made, restore_for_sampling(workdir, train.state_shapes(made))
 
 
-def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple]:
-    """Digits, class-conditional; a chain keeps its class."""
+def digits(workdir, predictor, number: int, chains: int, half: str) -> tuple[Setting, tuple]:
+    """Digits, class-conditional, scored against a half of the data; a chain keeps its class."""
     made, state = trained(workdir, "configs/digits/default.py:mlp")
     trained(predictor, "configs/digits/noise_level.py")
     judge = sampling.load_predictor(predictor)
@@ -254,11 +271,11 @@ def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple
         return mcmc.exploding(made.schedule, known)
 
     train_half, held_out = (
-        data.in_memory(data.create("digits", split=half)) for half in ("train", "test")
+        data.in_memory(data.create("digits", split=split)) for split in ("train", "test")
     )
     probe = reference.probe(train_half, workdir)
-    unseen = np.asarray(data.to_float(held_out.images))
-    features = probe.features(unseen)
+    real, other = (train_half, held_out) if half == "train" else (held_out, train_half)
+    features = probe.features(np.asarray(data.to_float(real.images)))
 
     def score(x) -> dict[str, float]:
         images = np.asarray(data.to_float(np.asarray(to_uint8(x))))
@@ -272,8 +289,13 @@ def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple
 
     noise = mcmc.noise_range(made.schedule)
     setting = Setting(params, predict, made.shape, 0.02, noise.t_max, 2.0, chains, number, score)
-    print("floor, the training half:", score(jnp.asarray(data.to_float(train_half.images))))
-    arms = Excursions(judge.levels, judge.logits, 2.0), Langevin(judge.levels, judge.logits, 2.0)
+    print("floor, the other half of the data:", score(jnp.asarray(data.to_float(other.images))))
+    known = judge.levels, judge.logits, 2.0
+    if half == "train":
+        titles = (", ".join(f"{k} {v}" for k, v in wish.items()) for wish in CANDIDATES)
+        arms = [Excursions(*known, **w, title=t) for w, t in zip(CANDIDATES, titles, strict=True)]
+    else:
+        arms = Excursions(*known), Langevin(*known)
     return setting, arms
 
 
@@ -377,29 +399,42 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--names", nargs="+", choices=list(mcmc.INTEGRATORS), default=list(NAMES))
     parser.add_argument("--budgets", nargs="+", type=int)
+    parser.add_argument("--choose", action="store_true", help="compare settings of the chain")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    sizes = (200, 40) if options.quick else (1500, 100)
+    if options.choose:
+        choose(*digits(options.workdir, options.predictor, *sizes, half="train"), options)
+        return
     seeds = range(100, 100 + (1 if options.quick else options.seeds))
     if options.part in ("mixture", "both"):
-        budgets = (8, 12, 16, 24)
         setting, arms = mixture(*((400, 40) if options.quick else (4000, 200)))
-        run("mixture", setting, arms, NAMES, budgets, seeds, options)
+        run("mixture", setting, arms, (8, 12, 16, 24), seeds, options)
     if options.part in ("digits", "both"):
-        budgets = (8, 10, 16, 20, 40)
-        sizes = (200, 40) if options.quick else (1500, 100)
-        setting, arms = digits(options.workdir, options.predictor, *sizes)
-        run("digits", setting, arms, NAMES, budgets, seeds, options)
+        setting, arms = digits(options.workdir, options.predictor, *sizes, half="test")
+        run("digits", setting, arms, (8, 10, 16, 20, 40), seeds, options)
         for arm in arms:
-            if arm.title in options.arms and not options.quick:
+            if arm.title in options.arms:
                 portrait(setting, arm, 10, options.out / f"chain_{arm.title.lower()}.png")
 
 
-def run(part: str, setting, arms, names, budgets, seeds, options) -> None:
+def choose(setting, arms, options) -> None:
+    """Settings of the chain beside each other, a line each."""
+    names, budgets = ("kar1", "rd", "em"), (8, 16, 40)
+    if options.quick:
+        names, budgets, arms = names[:1], budgets[:1], arms[:2]
+    found = compare(setting, arms, names, budgets, (7,), options.out / "choose.json")
+    titles = [arm.title for arm in arms]
+    for metric in ("Frechet", "recall"):
+        print(f"\n{table(found, names, budgets, titles, metric)}")
+
+
+def run(part: str, setting, arms, budgets, seeds, options) -> None:
     """One part: scores, tables, plots."""
+    names = [name for name in NAMES if name in options.names]
     if options.quick:
         names, budgets = ("kar1", "em"), budgets[:1]
     chosen = [arm for arm in (None, *arms) if (arm.title if arm else "alone") in options.arms]
-    names = [name for name in names if name in options.names]
     budgets = [budget for budget in budgets if not options.budgets or budget in options.budgets]
     found = compare(setting, chosen, names, budgets, seeds, options.out / f"{part}.json")
     titles = options.arms
