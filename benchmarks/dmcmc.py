@@ -7,8 +7,7 @@ training: sliced Wasserstein distance, and the rms distance to the nearest mean.
 from a run of configs/digits/default.py:mlp, with a predictor of configs/digits/noise_level.py; a
 run that is missing is trained first. There, the Frechet distance in the features of the classifier
 that judges samples, with precision and recall, against the half of the data that nothing has seen.
-With ``--choose`` settings of the chain are compared instead, with a seed of their own, against the
-half that the network was trained on.
+With ``--choose`` settings of the chain are compared instead, with a seed of their own.
 
 What a chain costs before its first sample is shared by its samples and is not in the budget, as in
 the paper; it is told before the tables.
@@ -50,10 +49,11 @@ ARMS = ("alone", "DMCMC", "DLG")
 # What --choose tries, each but one away from the first.
 CANDIDATES = [
     {},
-    *({"level": level} for level in (0.1, 0.25)),
-    *({"climb": climb} for climb in (0.25, 0.5, 1.0)),
-    *({"top": top} for top in (1.0, 2.5)),
-    *({"part": part} for part in (0.35, 0.75)),
+    *({"level": level} for level in (0.15, 0.25)),
+    *({"climb": climb} for climb in (0.375, 2.0)),
+    {"rise": 0.08},
+    {"part": 0.75},
+    {"level": 0.15, "climb": 0.375},
 ]
 NOTHING = mcmc.Integrator(lambda predict, x, sigma, key=None: Solution(x, 0), 0)
 
@@ -180,20 +180,21 @@ class Excursions:
     """Chains at low noise that go up for free and come down along DPM-Solver++.
 
     The more calls they have to come down, the higher they go, and the less a sample tells of the
-    next. Lengths in units of the range of the data.
+    next; and the more are left to denoise, the more noise may be left. Lengths in units of the
+    range of the data.
 
     Attributes:
-        level: Where chains live.
-        top: How high they go at least.
-        climb: How high for each call, if that is more.
+        climb: How high they go for each call.
+        rise: Of the level where they live, for each call.
+        level: The highest level where they live.
         part: Of a budget, for the chain.
     """
 
     def __init__(
-        self, levels, logits, data_range, *, level=0.15, top=1.5, climb=0.375, part=0.5, title=""
+        self, levels, logits, data_range, *, climb=1.0, rise=0.05, level=0.4, part=0.5, title=""
     ):
-        self.levels, self.logits = levels, logits
-        self.level, self.top, self.climb = (data_range * one for one in (level, top, climb))
+        self.levels, self.logits, self.data_range = levels, logits, data_range
+        self.climb, self.rise, self.level = climb, rise, level
         self.part, self.title = part, title or "DMCMC"
 
     def share(self, budget: int) -> int:
@@ -206,15 +207,16 @@ class Excursions:
 
     def make(self, setting, calls):
         """The kernel, and how chains begin."""
-        logits = mcmc.within(self.levels, self.logits, self.level / 1.3, self.level * 1.3)
-        x_move = mcmc.excursion(max(self.top, self.climb * calls), multistep(EDM()), calls)
+        level = min(self.rise * calls, self.level) * self.data_range
+        logits = mcmc.within(self.levels, self.logits, level / 1.3, level * 1.3)
+        x_move = mcmc.excursion(self.climb * calls * self.data_range, multistep(EDM()), calls)
 
         def kernel(predict):
             return mcmc.kernel(predict, x_move, mcmc.posterior_mean(self.levels, logits))
 
         low, high = setting.low, setting.high
         begin = mcmc.integrator("dpm_solver_pp", 20, low=low, data_range=setting.data_range)
-        return kernel, mcmc.Start(high, begin, self.level, ((kernel, 5),))
+        return kernel, mcmc.Start(high, begin, level, ((kernel, 5),))
 
 
 def mixture(number: int, chains: int) -> tuple[Setting, tuple]:
@@ -252,8 +254,8 @@ def trained(workdir: pathlib.Path, config: str):
     return made, restore_for_sampling(workdir, train.state_shapes(made))
 
 
-def digits(workdir, predictor, number: int, chains: int, half: str) -> tuple[Setting, tuple]:
-    """Digits, class-conditional, scored against a half of the data; a chain keeps its class."""
+def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple]:
+    """Digits, class-conditional; a chain keeps its class."""
     made, state = trained(workdir, "configs/digits/default.py:mlp")
     trained(predictor, "configs/digits/noise_level.py")
     judge = sampling.load_predictor(predictor)
@@ -271,11 +273,10 @@ def digits(workdir, predictor, number: int, chains: int, half: str) -> tuple[Set
         return mcmc.exploding(made.schedule, known)
 
     train_half, held_out = (
-        data.in_memory(data.create("digits", split=split)) for split in ("train", "test")
+        data.in_memory(data.create("digits", split=half)) for half in ("train", "test")
     )
     probe = reference.probe(train_half, workdir)
-    real, other = (train_half, held_out) if half == "train" else (held_out, train_half)
-    features = probe.features(np.asarray(data.to_float(real.images)))
+    features = probe.features(np.asarray(data.to_float(held_out.images)))
 
     def score(x) -> dict[str, float]:
         images = np.asarray(data.to_float(np.asarray(to_uint8(x))))
@@ -289,14 +290,9 @@ def digits(workdir, predictor, number: int, chains: int, half: str) -> tuple[Set
 
     noise = mcmc.noise_range(made.schedule)
     setting = Setting(params, predict, made.shape, 0.02, noise.t_max, 2.0, chains, number, score)
-    print("floor, the other half of the data:", score(jnp.asarray(data.to_float(other.images))))
+    print("floor, the training half:", score(jnp.asarray(data.to_float(train_half.images))))
     known = judge.levels, judge.logits, 2.0
-    if half == "train":
-        titles = (", ".join(f"{k} {v}" for k, v in wish.items()) for wish in CANDIDATES)
-        arms = [Excursions(*known, **w, title=t) for w, t in zip(CANDIDATES, titles, strict=True)]
-    else:
-        arms = Excursions(*known), Langevin(*known)
-    return setting, arms
+    return setting, (Excursions(*known), Langevin(*known))
 
 
 def compare(setting: Setting, arms, names, budgets, seeds, out: pathlib.Path) -> dict:
@@ -404,14 +400,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = (200, 40) if options.quick else (1500, 100)
     if options.choose:
-        choose(*digits(options.workdir, options.predictor, *sizes, half="train"), options)
+        choose(*digits(options.workdir, options.predictor, *sizes), options)
         return
-    seeds = range(100, 100 + (1 if options.quick else options.seeds))
+    seeds = range(200, 200 + (1 if options.quick else options.seeds))
     if options.part in ("mixture", "both"):
         setting, arms = mixture(*((400, 40) if options.quick else (4000, 200)))
         run("mixture", setting, arms, (8, 12, 16, 24), seeds, options)
     if options.part in ("digits", "both"):
-        setting, arms = digits(options.workdir, options.predictor, *sizes, half="test")
+        setting, arms = digits(options.workdir, options.predictor, *sizes)
         run("digits", setting, arms, (8, 10, 16, 20, 40), seeds, options)
         for arm in arms:
             if arm.title in options.arms:
@@ -420,7 +416,17 @@ def main() -> None:
 
 def choose(setting, arms, options) -> None:
     """Settings of the chain beside each other, a line each."""
-    names, budgets = ("kar1", "rd", "em"), (8, 16, 40)
+    names, budgets, own = ("kar1", "rd", "em"), (8, 16, 40), arms[0]
+    arms = [
+        Excursions(
+            own.levels,
+            own.logits,
+            own.data_range,
+            title=", ".join(f"{name} {value}" for name, value in wish.items()),
+            **wish,
+        )
+        for wish in CANDIDATES
+    ]
     if options.quick:
         names, budgets, arms = names[:1], budgets[:1], arms[:2]
     found = compare(setting, arms, names, budgets, (7,), options.out / "choose.json")
