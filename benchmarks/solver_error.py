@@ -125,7 +125,8 @@ def plot(tables: dict[str, dict[str, list[float]]], calls, path: pathlib.Path) -
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("rms error to the converged ODE")
-    np.atleast_1d(axes)[0].legend(fontsize=7)
+    handles = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    np.atleast_1d(axes)[-1].legend(*handles, fontsize=7)
     figure.savefig(path, dpi=110)
 
 

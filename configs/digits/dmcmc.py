@@ -89,14 +89,14 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         n_skip=1,  # steps of the chain a sample
         # Levels are in units of the range of the data, whatever that is.
         x_move="excursion",  # up to the level top at no cost, down in so many calls
-        top=1.5,
+        top=4.0,
         calls=4,
         sigma_move="mean",
-        lowest=0.12,
-        highest=0.2,
+        lowest=0.15,
+        highest=0.26,
         start="dpm_solver_pp",
         start_calls=20,
-        start_noise=0.15,
+        start_noise=0.2,
         burn_in=5,
     )
     config.evaluate = dict(
