@@ -14,7 +14,7 @@ the paper; it is told before the tables.
 """
 
 import argparse
-import copy
+import dataclasses
 import functools
 import json
 import pathlib
@@ -22,11 +22,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dmcmc_arms import Excursions, Langevin
+from side_by_side import train_run
 
 from diffjax import (
     analytic,
     components,
-    configuration,
     data,
     mcmc,
     metrics,
@@ -40,14 +41,13 @@ from diffjax.data.images import to_uint8
 from diffjax.prediction import network_predict
 from diffjax.random import fold_in, per_sample
 from diffjax.schedules import EDM
-from diffjax.solvers import Solution, multistep
+from diffjax.solvers import Solution
 from diffjax.state import select_parameters
 from diffjax.workdir import load_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("kar1", "pf", "rk45", "kar2", "rd", "em", "dpm_solver_pp")
 ARMS = ("alone", "DMCMC", "DLG")
-# What --choose tries, each but one away from the first.
+# What --choose tries.
 CANDIDATES = [
     {},
     *({"level": level} for level in (0.15, 0.25)),
@@ -148,92 +148,6 @@ class Setting:
         return self.score(self.finish(name, made.calls)(picked, self.keys(seed)))
 
 
-class Langevin:
-    """The paper's chain: unadjusted Langevin, the most likely level, the least noisy state."""
-
-    title = "DLG"
-
-    def __init__(self, levels, logits, data_range):
-        self.levels, self.logits, self.data_range = levels, logits, data_range
-
-    def share(self, budget: int) -> int:
-        """Calls of a budget that the chain should have."""
-        return budget // 4
-
-    def steps(self, left: int) -> tuple[int, int]:
-        """Steps of the chain for a number of calls, and calls a step."""
-        return left, 1
-
-    def before(self, name: str):
-        """The chain that an integrator's samples are drawn by."""
-        del name
-        return self
-
-    def make(self, setting, calls):
-        """The kernel, and how chains begin."""
-        del calls
-        eta = 0.5 * self.data_range**2
-
-        def kernel(predict):
-            return mcmc.denoising_langevin_gibbs(predict, eta, self.levels, self.logits)
-
-        kar2 = mcmc.integrator("kar2", 37, low=setting.low, data_range=self.data_range)
-        start = mcmc.Start(setting.high, kar2, 0.5 * self.data_range, ((kernel, 20),))
-        return kernel, start
-
-
-class Excursions:
-    """Chains at low noise that go up for free and come down along DPM-Solver++.
-
-    The more calls they have to come down, the higher they go, and the less a sample tells of the
-    next; and the more are left to denoise, the more noise may be left. Lengths in units of the
-    range of the data.
-
-    Attributes:
-        climb: How high they go for each call.
-        rise: Of the level where they live, for each call.
-        level: The highest level where they live.
-        part: Of a budget, for the chain.
-    """
-
-    def __init__(
-        self, levels, logits, data_range, *, climb=1.0, rise=0.05, level=0.4, part=0.5, title=""
-    ):
-        self.levels, self.logits, self.data_range = levels, logits, data_range
-        self.climb, self.rise, self.level = climb, rise, level
-        self.part, self.title = part, title or "DMCMC"
-
-    def share(self, budget: int) -> int:
-        """Calls of a budget that the chain should have."""
-        return max(int(self.part * (budget - 1)), 1)
-
-    def steps(self, left: int) -> tuple[int, int]:
-        """Steps of the chain for a number of calls, and calls a step."""
-        return 1, left
-
-    @functools.cache  # noqa: B019
-    def before(self, name: str):
-        """The chain that an integrator draws by: RK45's long steps bear less noise."""
-        if name != "rk45":
-            return self
-        chain = copy.copy(self)
-        chain.level = min(self.level, 0.15)
-        return chain
-
-    def make(self, setting, calls):
-        """The kernel, and how chains begin."""
-        level = min(self.rise * calls, self.level) * self.data_range
-        logits = mcmc.within(self.levels, self.logits, level / 1.3, level * 1.3)
-        x_move = mcmc.excursion(self.climb * calls * self.data_range, multistep(EDM()), calls)
-
-        def kernel(predict):
-            return mcmc.kernel(predict, x_move, mcmc.posterior_mean(self.levels, logits))
-
-        low, high = setting.low, setting.high
-        begin = mcmc.integrator("dpm_solver_pp", 20, low=low, data_range=setting.data_range)
-        return kernel, mcmc.Start(high, begin, level, ((kernel, 5),))
-
-
 def mixture(number: int, chains: int) -> tuple[Setting, tuple]:
     """Ten Gaussians with means uniform in the unit cube of 64 dimensions; everything exact."""
     low, high, d = 0.01, 50.0, 64
@@ -260,11 +174,7 @@ def mixture(number: int, chains: int) -> tuple[Setting, tuple]:
 def trained(workdir: pathlib.Path, config: str):
     """The experiment and state of a run, trained first if it is missing."""
     if not (workdir / "config.json").exists():
-        made = experiments.build(configuration.load(ROOT / config))
-        from diffjax.workdir import save_config
-
-        save_config(made.config, workdir)
-        train.train(made, workdir)
+        train_run(workdir, config)
     made = experiments.build(load_config(workdir), open_data=False)
     return made, restore_for_sampling(workdir, train.state_shapes(made))
 
@@ -431,14 +341,10 @@ def main() -> None:
 
 def choose(setting, arms, options) -> None:
     """Settings of the chain beside each other, a line each."""
-    names, budgets, own = ("kar1", "rd", "em"), (8, 16, 40), arms[0]
+    names, budgets = ("kar1", "rd", "em"), (8, 16, 40)
     arms = [
-        Excursions(
-            own.levels,
-            own.logits,
-            own.data_range,
-            title=", ".join(f"{name} {value}" for name, value in wish.items()),
-            **wish,
+        dataclasses.replace(
+            arms[0], **wish, title=", ".join(f"{k} {v}" for k, v in wish.items()) or arms[0].title
         )
         for wish in CANDIDATES
     ]

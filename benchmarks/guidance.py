@@ -12,11 +12,10 @@ distance to the held-out half (diversity). One axis for all kinds: scale ``s`` g
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
-from side_by_side import ROOT, facts, header, parser, row
+from side_by_side import facts, header, parser, row, train_run
 
 from diffjax import checkpoint, data, evaluation, metrics, parallel, reference
 from diffjax.experiment import Experiment, build, sample_labels
@@ -45,11 +44,9 @@ KINDS = {
 
 
 def train_missing(workdir: pathlib.Path, quick: bool) -> None:
-    """Trains each run by the command line, as a user does; one that is finished stays as it is."""
+    """Trains each run that is not there yet."""
     for name, (config, *overrides) in RUNS.items():
-        command = [sys.executable, "main.py", "--mode", "train", "--workdir", workdir / name]
-        command += ["--config", f"{config}:quick" if quick else config, *overrides]
-        subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
+        train_run(workdir / name, f"{config}:quick" if quick else config, *overrides)
 
 
 def opened(workdir: pathlib.Path, run: str, guided: bool) -> tuple[Experiment, object]:

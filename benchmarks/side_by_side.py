@@ -6,6 +6,8 @@ import math
 import os
 import pathlib
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,7 +16,16 @@ import numpy as np
 
 from diffjax.process import reuse_memory
 
-__all__ = ["ROOT", "THREADS", "facts", "interleave", "parser", "ratio", "timing_flags"]
+__all__ = [
+    "ROOT",
+    "THREADS",
+    "facts",
+    "interleave",
+    "parser",
+    "ratio",
+    "timing_flags",
+    "train_run",
+]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 THREADS = os.cpu_count() or 1  # what XLA takes, and so what PyTorch is given
@@ -27,6 +38,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description.partition("\n\n")[0])
     made.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     return made
+
+
+def train_run(workdir: os.PathLike, config: str, *overrides: str) -> None:
+    """Trains by the command line, as a user does; a run that is finished stays as it is."""
+    command = [sys.executable, "main.py", "--mode", "train", "--config", config, *overrides]
+    subprocess.run([*command, "--workdir", os.path.abspath(workdir)], cwd=ROOT, check=True)
 
 
 def timing_flags(made: argparse.ArgumentParser, cases: Iterable[str]) -> None:

@@ -7,15 +7,12 @@ trained on the digits, without guidance and with it: the run that ``make demo`` 
 first if it is missing. Runs end with the step to the data, on the log_snr grid.
 """
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from side_by_side import ROOT, parser
+from side_by_side import parser, train_run
 
 from diffjax import analytic, checkpoint, experiment, solvers
 from diffjax.fitting import sampling_predict
@@ -44,14 +41,6 @@ def mixture():
     return analytic.Mixture(means, 0.1).predict(schedule), schedule, (16,)
 
 
-def train_missing(workdir: pathlib.Path, quick: bool) -> None:
-    """Trains the digits network by the command line; a run that is finished stays as it is."""
-    if not (workdir / "config.json").exists():
-        config = "configs/digits/default.py" + ":quick" * quick
-        command = [sys.executable, "main.py", "--mode", "train", "--config", config]
-        subprocess.run([*command, "--workdir", os.path.abspath(workdir)], cwd=ROOT, check=True)
-
-
 def digits(workdir: pathlib.Path, guidance: float):
     """The prediction of a trained network for the labels 0, 1, 2, ..."""
     config = load_config(workdir)
@@ -73,20 +62,21 @@ def errors(predict, schedule, shape, calls, learned_calls, flops) -> dict[str, l
     def rms(fitted):
         return float(jnp.sqrt(jnp.mean((draw(fitted) - exact) ** 2)))
 
-    table = {name: [] for name in (*MAKERS, "learned")}
+    def fitted(count):
+        noise, key = jax.random.split(jax.random.key(1))
+        starts = prior(schedule, schedule.t_max, x.shape, noise)
+        return learned.fit(predict, schedule, steps=count, x_T=starts, key=key, flops=flops)
+
+    table = {name: [] for name in MAKERS}
     for count in calls:
         ts = timesteps.log_snr(schedule, count - 1)
         for name, make in MAKERS.items():
             weights = jax.jit(lambda ts, make=make: learned.table(make(schedule), schedule, ts))
             table[name].append(rms(learned.Fitted(jnp.append(ts, 0.0), ts, weights(ts))))
-        found = np.nan
-        if count in learned_calls:
-            noise, key = jax.random.split(jax.random.key(1))
-            starts = prior(schedule, schedule.t_max, x.shape, noise)
-            found = rms(
-                learned.fit(predict, schedule, steps=count, x_T=starts, key=key, flops=flops)
-            )
-        table["learned"].append(found)
+    if learned_calls:
+        table["learned"] = [
+            rms(fitted(count)) if count in learned_calls else np.nan for count in calls
+        ]
     return table
 
 
@@ -95,8 +85,6 @@ def show(title: str, table: dict[str, list[float]], calls) -> None:
     print(f"\n{title}\n\n| solver | " + " | ".join(f"{count} calls" for count in calls) + " |")
     print("| --- |" + " --- |" * len(calls))
     for name, row in table.items():
-        if np.isnan(row).all():
-            continue
         cells = (f"{error:.4f}" if error == error else "" for error in row)
         print(f"| `{name}` | " + " | ".join(cells) + " |", flush=True)
 
@@ -113,8 +101,6 @@ def plot(tables: dict[str, dict[str, list[float]]], calls, path: pathlib.Path) -
     )
     for axis, (title, table) in zip(np.atleast_1d(axes), tables.items(), strict=True):
         for name, row in table.items():
-            if np.isnan(row).all():
-                continue
             measured = [
                 (count, error) for count, error in zip(calls, row, strict=True) if error == error
             ]
@@ -144,7 +130,8 @@ def main() -> None:
     args = flags.parse_args()
     if args.quick:
         args.calls, args.learned, args.flops = [5], [5], 1.0
-    train_missing(args.workdir, args.quick)
+    if not (args.workdir / "config.json").exists():
+        train_run(args.workdir, "configs/digits/default.py" + ":quick" * args.quick)
     problems = {
         "mixture, D = 16": mixture,
         "digits": lambda: digits(args.workdir, 1.0),
