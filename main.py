@@ -111,15 +111,15 @@ def run(options: flags.FlagValues, overrides: Sequence[str]) -> None:
         return encode(config, workdir)
     trained = {}
     if config.sample.classifier:
-        from diffjax.sampling import load_classifier
+        from diffjax.serving import load_classifier
 
         trained["classifier"] = load_classifier(config.sample.classifier)
     if config.sampler == "dmcmc" and config.dmcmc.get("predictor"):
-        from diffjax.sampling import load_predictor
+        from diffjax.serving import load_predictor
 
         trained["predictor"] = load_predictor(config.dmcmc.predictor)
     if config.data.autoencoder and mode != "dry_run":
-        from diffjax.sampling import load_autoencoder
+        from diffjax.serving import load_autoencoder
 
         trained["autoencoder"] = load_autoencoder(config.data.autoencoder)
     open_data = mode not in ("sample", "fit", "dry_run")

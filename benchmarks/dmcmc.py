@@ -32,7 +32,7 @@ from diffjax import (
     mcmc,
     metrics,
     reference,
-    sampling,
+    serving,
     train,
 )
 from diffjax import experiment as experiments
@@ -45,16 +45,17 @@ from diffjax.solvers import Solution
 from diffjax.state import select_parameters
 from diffjax.workdir import load_config
 
-NAMES = ("kar1", "pf", "rk45", "kar2", "rd", "em", "dpm_solver_pp")
+NAMES = ("kar1", "pf", "rk45", "kar2", "rd", "em", "dpm_solver_pp", "unipc")
 ARMS = ("alone", "DMCMC", "DLG")
 # What --choose tries.
 CANDIDATES = [
     {},
-    *({"level": level} for level in (0.15, 0.25)),
+    *({"level": level} for level in (0.15, 0.4)),
     *({"climb": climb} for climb in (0.375, 2.0)),
     {"rise": 0.08},
     {"part": 0.75},
     {"level": 0.15, "climb": 0.375},
+    {"select": "least_noisy"},
 ]
 NOTHING = mcmc.Integrator(lambda predict, x, sigma, key=None: Solution(x, 0), 0)
 
@@ -74,9 +75,9 @@ def split(name: str, budget: int, chain: int, low: float, data_range: float):
     return None, 0
 
 
-def windows(kernel, predict, start, keys, shape, n_skip: int, rounds: int, low: float):
+def windows(kernel, predict, start, keys, shape, n_skip, rounds, low, select):
     """States that the chains give to be denoised, ``(rounds * chains, ...)``, and their levels."""
-    sampler = mcmc.denoising_mcmc(kernel, NOTHING, start, n_skip=n_skip, low=low)
+    sampler = mcmc.denoising_mcmc(kernel, NOTHING, start, n_skip=n_skip, low=low, select=select)
 
     def one(chains, _):
         chains, drawn = sampler.draw(predict, keys, chains)
@@ -134,7 +135,8 @@ class Setting:
         def run(parameters, seed):
             predict = self.predict(parameters, self.chains)
             own = fold_in(keys, seed)
-            return windows(kernel, predict, start, own, self.shape, n_skip, rounds, self.low)
+            given = (own, self.shape, n_skip, rounds, self.low, arm.select)
+            return windows(kernel, predict, start, *given)
 
         return functools.partial(jax.jit(run), self.parameters)
 
@@ -168,7 +170,7 @@ def mixture(number: int, chains: int) -> tuple[Setting, tuple]:
         (), lambda parameters, rows: predict, (d,), low, high, 1.0, chains, number, score
     )
     print("floor:", score(known.sample(jax.random.key(10_001), number)))
-    return setting, (Excursions(levels, logits, 1.0), Langevin(levels, logits, 1.0))
+    return setting, (Excursions(1.0), Langevin(levels, logits, 1.0))
 
 
 def trained(workdir: pathlib.Path, config: str):
@@ -183,7 +185,7 @@ def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple
     """Digits, class-conditional; a chain keeps its class."""
     made, state = trained(workdir, "configs/digits/default.py:mlp")
     trained(predictor, "configs/digits/noise_level.py")
-    judge = sampling.load_predictor(predictor)
+    judge = serving.load_predictor(predictor)
     network = components.network(made.config, made.num_classes)
     params = select_parameters(state, made.config.sample.ema)
     parametrization = components.parametrization(made.config)
@@ -216,8 +218,7 @@ def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple
     noise = mcmc.noise_range(made.schedule)
     setting = Setting(params, predict, made.shape, 0.02, noise.t_max, 2.0, chains, number, score)
     print("floor, the training half:", score(jnp.asarray(data.to_float(train_half.images))))
-    known = judge.levels, judge.logits, 2.0
-    return setting, (Excursions(*known), Langevin(*known))
+    return setting, (Excursions(2.0), Langevin(judge.levels, judge.logits, 2.0))
 
 
 def compare(setting: Setting, arms, names, budgets, seeds, out: pathlib.Path) -> dict:
@@ -315,7 +316,7 @@ def main() -> None:
     parser.add_argument("--predictor", type=pathlib.Path, default=pathlib.Path("runs/noise"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/dmcmc"))
     parser.add_argument("--part", choices=["mixture", "digits", "both"], default="both")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[300, 301, 302])
     parser.add_argument("--quick", action="store_true", help="few samples, one seed, one budget")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--names", nargs="+", choices=list(mcmc.INTEGRATORS), default=list(NAMES))
@@ -327,7 +328,7 @@ def main() -> None:
     if options.choose:
         choose(*digits(options.workdir, options.predictor, *sizes), options)
         return
-    seeds = range(200, 200 + (1 if options.quick else options.seeds))
+    seeds = options.seeds[:1] if options.quick else options.seeds
     if options.part in ("mixture", "both"):
         setting, arms = mixture(*((400, 40) if options.quick else (4000, 200)))
         run("mixture", setting, arms, (8, 12, 16, 24), seeds, options)

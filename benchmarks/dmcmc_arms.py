@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-
-import jax
 
 from diffjax import mcmc
 from diffjax.schedules import EDM
@@ -14,7 +11,7 @@ from diffjax.solvers import multistep
 class Langevin:
     """The paper's chain: unadjusted Langevin, the most likely level, the least noisy state."""
 
-    title = "DLG"
+    title, select = "DLG", "least_noisy"
 
     def __init__(self, levels, logits, data_range):
         self.levels, self.logits, self.data_range = levels, logits, data_range
@@ -47,15 +44,13 @@ class Langevin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Excursions:
-    """Chains at low noise that go up for free and come down along DPM-Solver++.
+    """Chains at low noise that go up for free and come down along DPM-Solver++, to a known level.
 
     The more calls they have to come down, the higher they go, and the less a sample tells of the
     next; and the more are left to denoise, the more noise may be left. Lengths in units of the
     range of the data.
 
     Attributes:
-        levels: Levels of the predictor.
-        logits: The predictor.
         data_range: The range of the data.
         climb: How high they go for each call.
         rise: Of the level where they live, for each call.
@@ -64,14 +59,13 @@ class Excursions:
         title: In the tables.
     """
 
-    levels: jax.Array
-    logits: Callable
     data_range: float
     climb: float = 1.0
     rise: float = 0.05
-    level: float = 0.4
+    level: float = 0.25
     part: float = 0.5
     title: str = "DMCMC"
+    select: str = "last"
 
     def share(self, budget: int) -> int:
         """Calls of a budget that the chain should have."""
@@ -91,11 +85,11 @@ class Excursions:
     def make(self, setting, calls):
         """The kernel, and how chains begin."""
         level = min(self.rise * calls, self.level) * self.data_range
-        logits = mcmc.within(self.levels, self.logits, level / 1.3, level * 1.3)
-        x_move = mcmc.excursion(self.climb * calls * self.data_range, multistep(EDM()), calls)
+        top = self.climb * calls * self.data_range
+        move = mcmc.excursion(top, multistep(EDM()), calls, levels=(level, level))
 
         def kernel(predict):
-            return mcmc.kernel(predict, x_move, mcmc.posterior_mean(self.levels, logits))
+            return mcmc.kernel(predict, move)
 
         begin = mcmc.integrator("dpm_solver_pp", 20, low=setting.low, data_range=self.data_range)
         return kernel, mcmc.Start(setting.high, begin, level, ((kernel, 5),))

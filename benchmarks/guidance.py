@@ -19,7 +19,8 @@ from side_by_side import facts, header, parser, row, train_run
 
 from diffjax import checkpoint, data, evaluation, metrics, parallel, reference
 from diffjax.experiment import Experiment, build, sample_labels
-from diffjax.sampling import draw, load_classifier
+from diffjax.sampling import draw
+from diffjax.serving import load_classifier
 from diffjax.train import state_shapes
 from diffjax.workdir import load_config
 

@@ -44,7 +44,8 @@ class Settings(NamedTuple):
         top: Of ``'excursion'``, the level it goes up to, in units of the range.
         calls: Of ``'excursion'``, the network calls of its way down, by DPM-Solver++.
         sigma_move: ``'mode'``, ``'mean'`` or ``'draw'`` of the predictor; or ``'langevin'``, which
-            needs none but two network calls.
+            needs none but two network calls; or ``'known'``: an excursion comes down to a level
+            drawn between ``lowest`` and ``highest``, and no predictor is needed.
         lowest: Lowest level of the chain, in units of the range; 0 for the lowest at which the step
             is stable.
         highest: Highest level; 0 for the schedule's.
@@ -89,9 +90,14 @@ def settings(config: ml_collections.ConfigDict) -> Settings:
             raise ValueError(
                 f"config.dmcmc.{name} must be at least {least}; got {getattr(made, name)!r}"
             )
-    choose("dmcmc.sigma_move", made.sigma_move, {**SIGMA_MOVES, "langevin": None})
+    choose("dmcmc.sigma_move", made.sigma_move, {**SIGMA_MOVES, "known": None, "langevin": None})
     choose("dmcmc.unit", made.unit, {"range": None, "noise": None})
     choose("dmcmc.start", made.start, mcmc.INTEGRATORS)
+    if made.sigma_move == "known" and (made.x_move != "excursion" or not made.lowest):
+        raise ValueError(
+            "config.dmcmc.sigma_move='known': a level is known after an excursion down to one: set "
+            "config.dmcmc.x_move='excursion', and lowest and highest"
+        )
     return made
 
 
@@ -197,12 +203,14 @@ def _x_move(chosen: Settings) -> Move:
     def eta():
         return _eta(chosen) if chosen.unit == "range" else mcmc.relative(chosen.step)
 
+    known = chosen.sigma_move == "known"
+    ends = (chosen.lowest * DATA_RANGE, chosen.highest * DATA_RANGE) if known else None
     moves = {
         "langevin": lambda: mcmc.langevin(eta()),
         "mala": lambda: mcmc.mala(eta()),
         "renoise": lambda: mcmc.renoise(chosen.step),
         "excursion": lambda: mcmc.excursion(
-            chosen.top * DATA_RANGE, multistep(EDM()), chosen.calls
+            chosen.top * DATA_RANGE, multistep(EDM()), chosen.calls, levels=ends
         ),
     }
     return choose("dmcmc.x_move", chosen.x_move, moves)()
@@ -235,7 +243,9 @@ def _sigma_move(
     dimensions: int,
     shape: tuple[int, ...],
     predictor: NoisePredictor | None,
-) -> Move:
+) -> Move | None:
+    if chosen.sigma_move == "known":
+        return None
     low = max(_lowest(chosen), noise.t_min)
     high = min(chosen.highest * DATA_RANGE or noise.t_max, noise.t_max)
     if chosen.sigma_move == "langevin":

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from diffjax import augmentation as augmentations
 from diffjax import bits, chains, guidance, losses, models, schedules, solvers
@@ -42,12 +41,10 @@ __all__ = [
     "autoencoder_network",
     "classifier_network",
     "draw",
-    "learning_rate",
     "measure",
     "network",
     "noise_level_network",
     "objective",
-    "optimizer",
     "parametrization",
     "recipe",
     "sample_labels",
@@ -57,6 +54,7 @@ __all__ = [
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "adm": models.ADM,
+    "adm_super_resolution": models.ADMSuperResolution,
     "dit": models.DiT,
     "mlp": models.MLP,
     "ncsnpp": models.NCSNpp,
@@ -79,6 +77,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": schedules.Cosine,
     "discrete_cosine": Discrete.cosine,
     "discrete_linear": Discrete.linear,
+    "discrete_scaled_linear": Discrete.scaled_linear,
     "edm": schedules.EDM,
     "flow_matching": schedules.FlowMatching,
     "subvp": schedules.SubVP,
@@ -246,51 +245,6 @@ def augmentation(
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         jax.eval_shape(deform, jax.ShapeDtypeStruct((1, *shape), jnp.float32), keys)
     return deform
-
-
-def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """The rate by step: a linear warm-up, then the decay, which reaches 0 with the last step."""
-    peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-    rest = max(config.train.steps - warmup, 1)
-    decay = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-    }[config.optimizer.decay]
-    if not warmup:
-        return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
-
-
-def optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """The named optimiser of optax at the scheduled rate, behind the clipping of gradients."""
-    name = config.optimizer.name
-    make = getattr(optax, name, None)
-    if not _is_optimizer(make):
-        named = [
-            entry
-            for entry in dir(optax)
-            if not entry.startswith(("_", "scale_by")) and _is_optimizer(getattr(optax, entry))
-        ]
-        raise unknown("config.optimizer.name: optax has no optimiser", name, named)
-    options = keywords(
-        "optimizer.options", make, config.optimizer.options, reserved=("learning_rate",)
-    )
-    with about("optimizer"):
-        try:
-            transformation = make(learning_rate(config), **options)
-            params = {"w": jnp.zeros((2, 2))}
-            state = jax.eval_shape(transformation.init, params)
-            jax.eval_shape(transformation.update, params, state, params)
-        except TypeError as error:
-            raise ValueError(f"{name} with {options} cannot be used: {error}") from error
-    if not config.optimizer.clip_norm:
-        return transformation
-    return optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), transformation)
-
-
-def _is_optimizer(make: Any) -> bool:
-    return inspect.isfunction(make) and "learning_rate" in inspect.signature(make).parameters
 
 
 def recipe(config: ml_collections.ConfigDict, schedule: Schedule, **given) -> Recipe:

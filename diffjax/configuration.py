@@ -88,6 +88,7 @@ FIELDS: dict[str, Rule] = {
     "data.shape": SHAPE,
     "data.num_classes": COUNT,
     "data.autoencoder": TEXT,
+    "data.low_res": COUNT,
     "data.scale": POSITIVE,
     "data.encoded_by": TEXT,
     "network": TEXT,
@@ -137,6 +138,7 @@ FIELDS: dict[str, Rule] = {
     "sample.guidance_interval": INTERVAL,
     "sample.guidance_channels": COUNT,
     "sample.classifier": TEXT,
+    "sample.low_res": TEXT,
     "sample.threshold": _one_of("", "static", "dynamic"),
     "sample.ema": TEXT,
     "dmcmc": OPTIONS,
@@ -154,9 +156,11 @@ FIELDS: dict[str, Rule] = {
 # an earlier version do not have.
 DEFAULTS: dict[str, Any] = {
     "data.autoencoder": "",
+    "data.low_res": 0,
     "loss.augmentation": "",
     "loss.augmentation_options": {},
     "sample.classifier": "",
+    "sample.low_res": "",
     "dmcmc": {},
     "sample.guidance_channels": 0,
     "evaluate.likelihood": "",

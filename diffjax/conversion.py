@@ -19,6 +19,8 @@ from diffjax import state as states
 from diffjax.checkpoint import DIRECTORY, Checkpoints
 from diffjax.experiment import build
 from diffjax.logging import say
+from diffjax.models import ADMSuperResolution
+from diffjax.optimizers import optimizer
 from diffjax.state import TrainState
 from diffjax.workdir import CONFIG_FILE, check_workdir, save_config
 
@@ -81,7 +83,7 @@ def run(
     state = states.create(
         jax.random.key(experiment.config.seed),
         variables["params"],
-        components.optimizer(experiment.config),
+        optimizer(experiment.config),
         experiment.config.optimizer.ema_rates,
     )
     with Checkpoints(workdir) as checkpoints:
@@ -103,6 +105,8 @@ def _told(family: str, module: nn.Module, shape: Sequence[int], state: TrainStat
         use += " --config.data.autoencoder=WORKDIR, the run of what decodes its latents"
     if type(module) in components.AUTOENCODERS.values():
         use = f"--config.data.autoencoder={workdir} where latents are encoded or drawn"
+    if type(module) is ADMSuperResolution:
+        use += " --config.sample.low_res=FILE, samples of another run"
     if type(module) in components.CLASSIFIERS.values():
         use = f"--config.sample.classifier={workdir} where a run is drawn from"
     return "\n".join([title, *attributes, f"use it by: {use}"])

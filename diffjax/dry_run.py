@@ -26,8 +26,9 @@ def report(experiment: Experiment) -> str:
     kind = "images" if experiment.scale is None else "latents"
     lines = {kind: f"{shape}, {f'{classes} classes' if classes else 'unconditional'}"}
     if experiment.system.sample is not None:
+        calls = network_evaluations(experiment, config.sample.guidance)
         lines["a sample"] = (
-            f"{network_evaluations(experiment)} network evaluations, in {steps} steps of "
+            f"{calls} network evaluations, in {steps} steps of "
             f"{config.sample.solver}{' and one to the data' if experiment.recipe.denoise else ''}"
         )
     if jax.tree.leaves(state_shapes(experiment).params):
@@ -37,17 +38,25 @@ def report(experiment: Experiment) -> str:
     return "\n".join([resolved, "", *(f"{name:{width}}{text}" for name, text in lines.items())])
 
 
-def network_evaluations(experiment: Experiment) -> int:
-    """Network evaluations of a sample as the config asks for it, guidance included."""
-    labels = jax.ShapeDtypeStruct((1,), "int32") if experiment.num_classes else None
+def network_evaluations(experiment: Experiment, guidance: float) -> int:
+    """Network evaluations of a sample with a scale of guidance, from shapes alone."""
+    low_res = experiment.config.data.low_res
+    height, width, channels = experiment.shape
+    one = {
+        "index": jax.ShapeDtypeStruct((1,), "int32"),
+        "labels": jax.ShapeDtypeStruct((1,), "int32") if experiment.num_classes else None,
+        "low_res": jax.ShapeDtypeStruct(
+            (1, low_res, low_res * width // height, channels), "float32"
+        )
+        if low_res
+        else None,
+    }
     nfe = []
 
-    def sample(state, key, index, labels):
-        request = Request(index, labels, experiment.config.sample.guidance)
-        nfe.append(experiment.system.sample(state, key, request).nfe)
+    def sample(state, key, one):
+        nfe.append(experiment.system.sample(state, key, Request(guidance=guidance, **one)).nfe)
 
-    index = jax.ShapeDtypeStruct((1,), "int32")
-    jax.eval_shape(sample, state_shapes(experiment), jax.random.key(0), index, labels)
+    jax.eval_shape(sample, state_shapes(experiment), jax.random.key(0), one)
     return nfe[0]
 
 

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from diffjax import data, parallel, sampling
+from diffjax import data, parallel, serving
 from diffjax.data import Source
 from diffjax.data.latents import LABELS_FILE, MOMENTS_FILE, RECORD_FILE, read_record
 from diffjax.logging import say
@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, directory: str | os.PathLike) -> None
             "config.data.autoencoder is empty: name the run that encodes, as in "
             "--config.data.autoencoder=runs/ae"
         )
-    autoencoder = sampling.load_autoencoder(workdir)
+    autoencoder = serving.load_autoencoder(workdir)
     with about("data"):
         source = data.create(config.data.source, split="train", **config.data.options)
     images = dict(source=config.data.source, options=config.data.options.to_dict())

@@ -14,9 +14,9 @@ import pathlib
 import jax
 import numpy as np
 
-from diffjax import bits, data, metrics, reference, sampling
+from diffjax import bits, data, metrics, reference, sampling, upsampling
 from diffjax.data import images as pictures
-from diffjax.experiment import Experiment, sample_labels
+from diffjax.experiment import Experiment
 from diffjax.metrics.probe import ClassifierProbe, train_classifier
 from diffjax.state import TrainState
 
@@ -51,12 +51,13 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
     train, held_out = (_real(experiment, split) for split in ("train", "test"))
     _check_sizes(settings.number, train, held_out)
     probe = reference.probe(train, workdir) if train.num_classes > 1 else None
+    # As many of each: chance would count as a distance.
+    asked = upsampling.wanted(config, classes, "cycle", settings.number)
     drawn = sampling.draw(
         experiment,
         state,
         number=settings.number,
-        # As many of each: chance would count as a distance.
-        labels=sample_labels("cycle", settings.number, classes),
+        **asked._asdict(),
         guidance=settings.guidance,
         seed=evaluation_seed(settings.seed),
         progress="drawing samples to score",
@@ -96,7 +97,9 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
             for name, each in logits.items()
         }
     if probe and classes:
-        report["label_accuracy"] = _label_accuracy(experiment, state, probe, drawn, held_out)
+        report["label_accuracy"] = _label_accuracy(
+            experiment, state, probe, drawn.images, asked, held_out
+        )
         if (samples != samples[0]).any():  # a collapsed network's pictures teach nothing
             judge = train_classifier(samples, drawn.labels, classes)
             report["classifier_trained_on"] = {
@@ -260,23 +263,24 @@ def _label_accuracy(
     experiment: Experiment,
     state: TrainState,
     probe: ClassifierProbe,
-    drawn: sampling.Drawn,
+    drawn: np.ndarray,
+    asked: upsampling.Wanted,
     held_out: data.ArraySource,
 ) -> dict[str, float]:
     """Share of images that the judge gives the label asked for, without and with guidance."""
     settings, guidance = experiment.config.evaluate, experiment.config.sample.guidance
-    sets = {f"guidance {settings.guidance:g}": (drawn.images, drawn.labels)}
+    sets = {f"guidance {settings.guidance:g}": (drawn, asked.labels)}
     if guidance != settings.guidance:
         guided = sampling.draw(
             experiment,
             state,
             number=settings.number,
-            labels=drawn.labels,
+            **asked._asdict(),
             guidance=guidance,
             seed=evaluation_seed(settings.seed),
             progress=f"drawing samples with guidance {guidance:g}",
         )
-        sets[f"guidance {guidance:g}"] = (guided.images, drawn.labels)
+        sets[f"guidance {guidance:g}"] = (guided.images, asked.labels)
     sets["real, held-out"] = (held_out.images, held_out.labels)
     return {
         name: metrics.accuracy(probe.logits(_float(images)), labels)

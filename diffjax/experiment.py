@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffjax import components, data, latents, mcmc, parallel, systems
-from diffjax.components import EMPIRICAL, learning_rate, optimizer, sample_labels
+from diffjax import components, data, latents, mcmc, parallel, systems, upsampling
+from diffjax.components import EMPIRICAL, sample_labels
 from diffjax.configuration import validate
 from diffjax.data import Source
 from diffjax.data.base import check_labels
+from diffjax.optimizers import optimizer
 from diffjax.options import about, choose
 from diffjax.schedules import Schedule
 from diffjax.solvers import Recipe
@@ -29,8 +30,6 @@ __all__ = [
     "abstract_batch",
     "build",
     "check_devices",
-    "learning_rate",
-    "optimizer",
     "real_images",
     "sample_labels",
 ]
@@ -83,10 +82,10 @@ def build(
         open_data: Whether to open the data. Drawing from a stored run needs none: its config has
             the shape and the number of classes.
         classifier: The one of the run that ``config.sample.classifier`` names, from
-            ``sampling.load_classifier``.
-        predictor: The one that ``config.dmcmc.predictor`` names, from ``sampling.load_predictor``.
+            ``serving.load_classifier``.
+        predictor: The one that ``config.dmcmc.predictor`` names, from ``serving.load_predictor``.
         autoencoder: The one of the run that ``config.data.autoencoder`` names, from
-            ``sampling.load_autoencoder``. Only drawing images needs it.
+            ``serving.load_autoencoder``. Only drawing images needs it.
 
     Returns:
         The experiment.
@@ -139,7 +138,7 @@ def _check_classifier(
     if classifier is None:
         raise ValueError(
             f"config.sample.classifier={named!r} was not loaded: give build the result of "
-            "sampling.load_classifier"
+            "serving.load_classifier"
         )
     if classifier.shape != tuple(config.data.shape):
         raise ValueError(
@@ -221,6 +220,7 @@ def _diffusion(experiment: Experiment) -> System:
         num_classes=num_classes,
         label_dropout=config.loss.label_dropout,
         augment=components.augmentation(config, experiment.shape),
+        shrink=upsampling.shrinking(config),
         **_training(config),
         **latent,
     )

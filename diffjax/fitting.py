@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax import experiment as experiments
-from diffjax.experiment import Experiment, sample_labels
+from diffjax.data import to_float
+from diffjax.experiment import Experiment
 from diffjax.prediction import Predict
 from diffjax.schedules import prior
 from diffjax.solvers import Recipe, Solver, learned
 from diffjax.state import TrainState
 from diffjax.systems import Request
 from diffjax.typing import Key
+from diffjax.upsampling import wanted
 
 __all__ = ["fit", "sampling_predict"]
 
@@ -64,8 +66,9 @@ def sampling_predict(experiment: Experiment, state: TrainState, rows: int) -> Pr
     ends = jnp.asarray([schedule.t_max, schedule.t_min])
     recipe = Recipe(Solver(lambda x: (), step, evaluations=1), ends, denoise=False)
     system = experiments.SYSTEMS[experiment.config.system](experiment._replace(recipe=recipe))
-    labels = sample_labels(config.labels, rows, experiment.num_classes, config.seed)
-    request = Request(np.arange(rows), labels, config.guidance)
+    asked = wanted(experiment.config, experiment.num_classes, config.labels, rows, config.seed)
+    low_res = None if asked.low_res is None else to_float(asked.low_res)
+    request = Request(np.arange(rows), asked.labels, config.guidance, low_res)
     key: Key = jax.random.key(config.seed)
     system.sample(state, key, request)
     if not kept:

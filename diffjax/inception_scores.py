@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffjax import metrics, parallel, sampling
+from diffjax.dry_run import network_evaluations
 from diffjax.evaluation import evaluation_seed
 from diffjax.experiment import Experiment, real_images
 from diffjax.inception_features import (
@@ -33,7 +34,7 @@ from diffjax.inception_features import (
 from diffjax.metrics import Reference
 from diffjax.options import about
 from diffjax.state import TrainState
-from diffjax.systems import Request
+from diffjax.upsampling import Wanted, wanted
 
 __all__ = ["HINT", "REPORT_FILE", "evaluate", "scores", "table", "write_statistics"]
 
@@ -80,12 +81,14 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         path, reference = _of_the_data(experiment, judge, workdir)
 
     reference = _with_features(reference, judge, workdir)
-    drawn = Gathered(workdir / "inception" / _name(experiment, state, judge), settings.number)
-    gather(drawn, _drawer(experiment, state, mesh), judge, "samples and their features")
+    asked = wanted(experiment.config, experiment.num_classes, "cycle", settings.number)
+    name = _name(experiment, state, asked, judge)
+    drawn = Gathered(workdir / "inception" / name, settings.number)
+    gather(drawn, _drawer(experiment, state, asked, mesh), judge, "samples and their features")
     report = {
         "step": int(state.step),
         "samples": settings.number,
-        "nfe": _evaluations(experiment, state),
+        "nfe": network_evaluations(experiment, settings.guidance),
         "guidance": settings.guidance,
         "convention": convention,
         "weights": judge.digest,
@@ -211,9 +214,11 @@ def _load(path: str, convention: str | None) -> Reference:
     return reference
 
 
-def _drawer(experiment: Experiment, state: TrainState, mesh: Mesh) -> Callable[[range], np.ndarray]:
+def _drawer(
+    experiment: Experiment, state: TrainState, asked: Wanted, mesh: Mesh
+) -> Callable[[range], np.ndarray]:
     """What draws the samples of given indices; sample ``i`` is the same in every round."""
-    settings, classes = experiment.config.evaluate, experiment.num_classes
+    settings = experiment.config.evaluate
     size = math.ceil(experiment.config.sample.batch_size / mesh.size) * mesh.size
     run, _ = sampling.compile_draw(experiment, mesh, settings.guidance)
     key = jax.random.key(evaluation_seed(settings.seed))
@@ -222,29 +227,14 @@ def _drawer(experiment: Experiment, state: TrainState, mesh: Mesh) -> Callable[[
         drawn = []
         for start in range(part.start, part.stop, size):
             index = np.arange(start, start + size)
-            labels = (index % classes).astype(np.int32) if classes else None
-            drawn.append(run(state, key, index, labels)[: part.stop - start])
+            rows = [None if each is None else each[index % len(each)] for each in asked]
+            drawn.append(run(state, key, index, *rows)[: part.stop - start])
         return np.concatenate(drawn)
 
     return images
 
 
-def _evaluations(experiment: Experiment, state: TrainState) -> int:
-    """Network evaluations a sample, from a trace."""
-    found = []
-
-    def trace(state):
-        labels = np.zeros(1, np.int32) if experiment.num_classes else None
-        request = Request(np.arange(1), labels, experiment.config.evaluate.guidance)
-        drawn = experiment.system.sample(state, jax.random.key(0), request)
-        found.append(drawn.nfe)
-        return drawn.images
-
-    jax.eval_shape(trace, state)
-    return found[0]
-
-
-def _name(experiment: Experiment, state: TrainState, judge: Judge) -> str:
+def _name(experiment: Experiment, state: TrainState, asked: Wanted, judge: Judge) -> str:
     """A name for the features of samples, which those drawn in another way never share."""
     config = experiment.config.to_dict()
     for field in ("number", "batch_size", "labels", "seed", "guidance"):
@@ -253,5 +243,7 @@ def _name(experiment: Experiment, state: TrainState, judge: Judge) -> str:
     drawn += [config["schedule"], config["evaluate"]["guidance"], config["evaluate"]["seed"]]
     if experiment.autoencoder is not None:
         drawn.append(experiment.autoencoder.digest)
+    if asked.digest:
+        drawn.append(asked.digest)
     settings = json.dumps(drawn, sort_keys=True)
     return f"step{int(state.step)}-{judge.name(settings)}"

@@ -18,29 +18,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from diffjax import chains, checkpoint, components, parallel
+from diffjax import chains, parallel, upsampling
 from diffjax.components import CHAINS
 from diffjax.data import images
-from diffjax.experiment import Experiment, abstract_batch, build, sample_labels
-from diffjax.mcmc import Chains, ChainState, noise_levels, noise_range
-from diffjax.options import about
-from diffjax.state import TrainState, select_parameters
-from diffjax.systems import Autoencoder, NoisePredictor, NoisyClassifier, Request, judge
+from diffjax.experiment import Experiment
+from diffjax.mcmc import Chains, ChainState
+from diffjax.state import TrainState
+from diffjax.systems import Request
 from diffjax.typing import Array, Key
-from diffjax.workdir import load_config
+from diffjax.upsampling import Wanted
 
-__all__ = [
-    "Drawn",
-    "compile_draw",
-    "draw",
-    "load_autoencoder",
-    "load_classifier",
-    "load_predictor",
-    "sample",
-    "save",
-]
+__all__ = ["Drawn", "compile_draw", "draw", "sample", "save"]
 
-Draw = Callable[[TrainState, Key, np.ndarray, np.ndarray | None], np.ndarray]
+Draw = Callable[..., np.ndarray]
 
 
 class Drawn(NamedTuple):
@@ -70,22 +60,24 @@ def compile_draw(
         guidance: Guidance scale; 1 draws plainly, at one network evaluation a call.
 
     Returns:
-        ``draw(state, key, index, labels) -> uint8 images`` on the host, for a number of rows that
-        the mesh divides; and a function that tells the network evaluations per sample once drawn.
+        ``draw(state, key, index, labels, low_res=None) -> uint8 images`` on the host, for a number
+        of rows that the mesh divides, ``low_res`` uint8 too; and a function that tells the network
+        evaluations per sample once drawn.
     """
     _check_drawable(experiment)
     nfe, whole = [], NamedSharding(mesh, PartitionSpec())
     decode, decoder = _decoder(experiment, whole)
 
-    def body(state, decoder, key, index, labels):
-        samples = experiment.system.sample(state, key, Request(index, labels, guidance))
+    def body(state, decoder, key, index, labels, low_res):
+        small = None if low_res is None else images.to_float(low_res)
+        samples = experiment.system.sample(state, key, Request(index, labels, guidance, small))
         nfe.append(samples.nfe)
         return images.to_uint8(decode(decoder, samples.images))
 
     compiled = jax.jit(body, out_shardings=whole)
 
-    def run(state: TrainState, key: Key, index: np.ndarray, labels: np.ndarray | None):
-        rows = jax.device_put((index, labels), parallel.batch_sharding(mesh))
+    def run(state: TrainState, key: Key, index: np.ndarray, labels=None, low_res=None):
+        rows = jax.device_put((index, labels, low_res), parallel.batch_sharding(mesh))
         return np.asarray(compiled(state, decoder, key, *rows))
 
     return run, lambda: nfe[-1]
@@ -121,6 +113,7 @@ def draw(
     *,
     number: int,
     labels: np.ndarray | None,
+    low_res: np.ndarray | None = None,
     guidance: float = 1.0,
     seed: int = 0,
     progress: str | None = None,
@@ -132,6 +125,7 @@ def draw(
         state: Its state; the average that ``config.sample.ema`` names is used.
         number: How many.
         labels: Classes asked for, int32 ``(number,)``; None for an unconditional system.
+        low_res: Small images that an upsampler enlarges, uint8 ``(number, height, width, C)``.
         guidance: Guidance scale; 1 draws plainly.
         seed: Of the samples.
         progress: Title of a progress bar, shown on a terminal; None for none.
@@ -154,8 +148,10 @@ def draw(
         for start in range(0, number, size):
             # The last batch is as large as the others: one program serves all.
             index = np.arange(start, start + size)
-            wanted = None if labels is None else np.resize(labels[start : start + size], size)
-            part = run(state, key, index, wanted)[: number - start]
+            # What there is of the last batch is repeated.
+            rows = np.resize(np.arange(start, min(start + size, number)), size)
+            asked = (None if each is None else each[rows] for each in (labels, low_res))
+            part = run(state, key, index, *asked)[: number - start]
             parts.append(part)
             bar.update(len(part))
     return Drawn(np.concatenate(parts), labels, nfe())
@@ -190,7 +186,7 @@ def _draw_chains(
     decode, decoder = _decoder(experiment, whole)
 
     def body(state, decoder, key, index, labels, walking):
-        request = Request(index, labels, guidance, walking)
+        request = Request(index, labels, guidance, chains=walking)
         samples = experiment.system.sample(state, key, request)
         nfe.append(samples.nfe)
         return images.to_uint8(decode(decoder, samples.images)), samples.chains
@@ -253,74 +249,6 @@ def _check_labels(labels: np.ndarray | None, number: int, classes: int) -> None:
         raise ValueError(f"this system needs labels: {number} integers in 0..{classes - 1}")
 
 
-def load_classifier(workdir: str | os.PathLike) -> NoisyClassifier:
-    """The classifier that was trained in a workdir, for ``experiment.build``.
-
-    Raises:
-        ValueError: The workdir holds no run, one of another system, or no checkpoint.
-    """
-    with about("sample.classifier"):
-        experiment, params = _load(workdir, "noisy_classifier")
-    config = experiment.config
-    return NoisyClassifier(
-        judge(
-            components.classifier_network(config, experiment.num_classes),
-            params,
-            experiment.schedule,
-            components.parametrization(config),
-        ),
-        experiment.schedule,
-        experiment.shape,
-        experiment.num_classes,
-    )
-
-
-def load_predictor(workdir: str | os.PathLike) -> NoisePredictor:
-    """The noise-level predictor that was trained in a workdir, for ``experiment.build``.
-
-    Raises:
-        ValueError: The workdir holds no run, one of another system, or no checkpoint.
-    """
-    with about("dmcmc.predictor"):
-        experiment, params = _load(workdir, "noise_level")
-    network = components.noise_level_network(experiment.config)
-    noise = noise_range(experiment.schedule)
-    return NoisePredictor(
-        lambda x: network.apply({"params": params}, x),
-        noise_levels(noise.t_min, noise.t_max, network.levels),
-        experiment.shape,
-    )
-
-
-def load_autoencoder(workdir: str | os.PathLike) -> Autoencoder:
-    """The autoencoder that was trained in a workdir, or converted, for ``experiment.build``.
-
-    Raises:
-        ValueError: The workdir holds no run, one of another system, or no checkpoint.
-    """
-    with about("data.autoencoder"):
-        experiment, params = _load(workdir, "autoencoder")
-    network = components.autoencoder_network(experiment.config)
-    digest = hashlib.sha256(repr(network.clone(scale=1.0, dtype=None)).encode())
-    for path, leaf in jax.tree.leaves_with_path(jax.device_get(params)):
-        digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
-    scale = experiment.config.model.get("scale", 0.0)
-    return Autoencoder(network, params, experiment.shape, scale, digest.hexdigest()[:12])
-
-
-def _load(workdir: str | os.PathLike, system: str) -> tuple[Experiment, Any]:
-    """The experiment of a workdir, which must be of a system, and the parameters it uses."""
-    config = load_config(workdir)
-    if config.system != system:
-        raise ValueError(f"{workdir} holds a run of system {config.system!r}, not of {system!r}")
-    experiment = build(config, open_data=False)
-    shapes = jax.eval_shape(
-        experiment.system.init, jax.random.key(0), abstract_batch(experiment, 1)
-    )
-    state = checkpoint.restore_for_sampling(workdir, shapes)
-    return experiment, select_parameters(state, config.sample.ema)
-
-
 def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:
     """What ``--mode sample`` does: draws as ``config.sample`` says, saves, and tells where.
 
@@ -328,17 +256,19 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
         Path of the ``.npz``; the grid lies beside it.
     """
     config = experiment.config.sample
-    labels = sample_labels(config.labels, config.number, experiment.num_classes, config.seed)
+    asked = upsampling.wanted(
+        experiment.config, experiment.num_classes, config.labels, config.number, config.seed
+    )
     drawn = draw(
         experiment,
         state,
         number=config.number,
-        labels=labels,
+        **asked._asdict(),
         guidance=config.guidance,
         seed=config.seed,
         progress="sampling",
     )
-    path = pathlib.Path(workdir, "samples", name(experiment, state, drawn))
+    path = pathlib.Path(workdir, "samples", name(experiment, state, drawn, asked))
     if jax.process_index() == 0:
         save(path, drawn)
         grid = path.with_suffix(".png")
@@ -347,7 +277,8 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
             config.number, 20
         )
         columns = experiment.num_classes if in_columns else None
-        images.save_png(grid, images.image_grid(drawn.images[:400], columns))
+        shown = upsampling.beside(asked.low_res, drawn.images[:400])
+        images.save_png(grid, images.image_grid(shown, columns))
         print(f"{config.number} samples at {drawn.nfe} network evaluations each: {path}")
         if drawn.chains is not None:
             standing = path.with_suffix(".chains.npz")
@@ -370,7 +301,7 @@ def _about_chains(experiment: Experiment, standing: pathlib.Path, nfe: int) -> s
     )
 
 
-def name(experiment: Experiment, state: TrainState, drawn: Drawn) -> str:
+def name(experiment: Experiment, state: TrainState, drawn: Drawn, asked: Wanted) -> str:
     """File name that tells how samples were drawn; other settings never share it."""
     config = experiment.config.sample
     settings = config.to_dict()
@@ -379,6 +310,8 @@ def name(experiment: Experiment, state: TrainState, drawn: Drawn) -> str:
         settings |= {"dmcmc": experiment.config.dmcmc.to_dict()}
     if experiment.autoencoder is not None:
         settings |= {"autoencoder": experiment.autoencoder.digest}
+    if asked.digest:
+        settings |= {"low_res": asked.digest}
     settings = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     shape = "x".join(map(str, drawn.images.shape))

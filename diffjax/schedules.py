@@ -325,6 +325,11 @@ class Discrete(_VariancePreserving):
         return cls(np.linspace(beta_min, beta_max, steps, dtype=np.float64))
 
     @classmethod
+    def scaled_linear(cls, steps: int = 1000, beta_min: float = 8.5e-4, beta_max: float = 0.012):
+        """Stable Diffusion's chain: the roots of the betas evenly spaced (Rombach et al. 2022)."""
+        return cls(np.linspace(beta_min**0.5, beta_max**0.5, steps) ** 2)
+
+    @classmethod
     def cosine(cls, steps: int = 1000, s: float = 0.008, beta_max: float = 0.999):
         """Improved DDPM's chain: ``beta_i = min(1 - abar_{i+1} / abar_i, beta_max)``, eq. (17)."""
         abar = np.cos((np.arange(steps + 1) / steps + s) / (1 + s) * np.pi / 2) ** 2

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffjax import parallel, sampling
+from diffjax import parallel, sampling, upsampling
 from diffjax.checkpoint import Checkpoints
 from diffjax.data import images, pipeline
 from diffjax.experiment import Experiment, abstract_batch, check_devices
@@ -228,10 +228,16 @@ def preview(experiment: Experiment, key: Key, mesh: Mesh) -> Callable[[TrainStat
     # Some more, so that all devices draw the same number.
     index = np.arange(-(-number // mesh.size) * mesh.size)
     labels = (index % classes).astype(np.int32) if classes else None
+    low_res = None
+    if config.data.low_res:  # an upsampler is shown training images, whatever their classes
+        small, own = upsampling.shrunk(experiment.source, config.data.low_res, number)
+        rows, columns = index % len(small), None
+        low_res, labels = small[rows], own[rows] if classes else None
     draw, _ = sampling.compile_draw(experiment, mesh, config.sample.guidance)
 
     def grid(state: TrainState) -> np.ndarray:
-        return images.image_grid(draw(state, key, index, labels)[:number], columns)
+        drawn = draw(state, key, index, labels, low_res)[:number]
+        return images.image_grid(upsampling.beside(low_res, drawn), columns)
 
     return grid
 

@@ -16,10 +16,10 @@ from diffjax import (
     experiment,
     parallel,
     prediction,
-    sampling,
+    serving,
     train,
 )
-from diffjax.schedules import VE
+from diffjax.schedules import VE, Discrete
 from diffjax.workdir import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -227,21 +227,54 @@ def test_a_classifier_guides(tmp_path, capsys):
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm", f"--architecture={TELL['adm']}"]
     assert run("convert", tmp_path / "run", *given) == 0
     assert f"--config.sample.classifier={tmp_path}/run" in capsys.readouterr().out
-    classifier = sampling.load_classifier(tmp_path / "run")
+    classifier = serving.load_classifier(tmp_path / "run")
     assert classifier.num_classes == 3 and classifier.shape == (4, 4, 1)
     told = classifier.log_probabilities(np.zeros((2, 4, 4, 1), np.float32), 0.5)
     np.testing.assert_allclose(told, -np.log(3), rtol=1e-6)
 
 
-def test_what_draws_nothing_by_itself(tmp_path, capsys):
+def test_an_upsampler_enlarges_what_another_run_drew(tmp_path, capsys):
     converted_zeros(tmp_path / "model.npz", super_resolution=True)
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm"]
-    given += [f"--architecture={TELL['adm']} in_channels=1"]
+    given += [f"--architecture={TELL['adm']} in_channels=1 small_size=2", "--config.sample.calls=2"]
+    assert run("convert", tmp_path / "run", *given) == 0
+    assert "--config.sample.low_res=FILE" in capsys.readouterr().out
+    assert load_config(tmp_path / "run").data.low_res == 2
+    np.savez(tmp_path / "small.npz", arr_0=np.zeros((5, 2, 2, 1), np.uint8))
+    wanted = [f"--config.sample.low_res={tmp_path}/small.npz", "--config.sample.number=5"]
+    assert run("sample", tmp_path / "run", *wanted) == 0
+    assert "5 samples at 2 network evaluations each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "side"), [(dict(large_size=256, small_size=64), 64), (dict(large_size=512), 128)]
+)
+def test_what_the_published_upsamplers_enlarge(flags, side):
+    assert convert.published("adm", **flags).settings["data.low_res"] == side
+
+
+def test_what_draws_nothing_by_itself(tmp_path, capsys):
+    published = convert.published("inception")
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), np.zeros((1, 299, 299, 3)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
+    np.savez(tmp_path / "model.npz", **convert.to_torch("inception", zeros))
+    given = [f"--checkpoint={tmp_path}/model.npz", "--family=inception"]
     assert run("convert", tmp_path / "run", *given) == 2
-    assert "ADMSuperResolution draws no images by itself" in capsys.readouterr().err
+    assert "draws no images by itself" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
+# Told an index of a table of noise levels.
+INDEXED = dict(
+    image_size=4,
+    num_channels=1,
+    nf=8,
+    ch_mult=(1,),
+    num_res_blocks=1,
+    attn_resolutions=(2,),
+    embedding_type="positional",
+    scale_by_sigma=True,
+)
 INPUTS = np.zeros((1, 4, 4, 1), np.float32), 1.0
 SCORE_NETWORKS = {
     "ncsnpp": dict(
@@ -320,7 +353,7 @@ def test_latents_are_drawn_through_a_converted_autoencoder(tmp_path, capsys):
     assert run("convert", tmp_path / "vae", *given, tell) == 0
     name = f"--config.data.autoencoder={tmp_path}/vae"
     assert name in capsys.readouterr().out
-    autoencoder = sampling.load_autoencoder(tmp_path / "vae")
+    autoencoder = serving.load_autoencoder(tmp_path / "vae")
     assert autoencoder.network == published.module and autoencoder.scale == 0.18215
     jax.tree.map(np.testing.assert_array_equal, autoencoder.params, params["params"])
 
@@ -336,16 +369,39 @@ def test_latents_are_drawn_through_a_converted_autoencoder(tmp_path, capsys):
         assert file["arr_0"].shape == (5, 8, 8, 3) and file["arr_0"].std() > 0
 
 
-def test_a_process_that_no_config_can_name(tmp_path, capsys):
-    """That of U-ViT's huge networks of latents."""
-    case = dict(
-        img_size=4, patch_size=2, in_chans=4, embed_dim=16, depth=2, num_heads=2, conv=False
-    )
-    published = convert.published("uvit", **case)
+def zeros_of(family, path, **case):
+    """Writes a checkpoint of zeros."""
+    published = convert.published(family, **case)
     x = np.zeros(published.input_shape, np.float32)
     tree = jax.eval_shape(published.module.init, jax.random.key(0), x, 0.0)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
-    np.savez(tmp_path / "uvit.npz", **convert.to_torch("uvit", zeros, **case))
+    np.savez(path, **convert.to_torch(family, zeros, **case))
+
+
+def test_the_chain_of_the_huge_uvit_is_counted_from_1(tmp_path):
+    case = dict(
+        img_size=4, patch_size=2, in_chans=4, embed_dim=16, depth=2, num_heads=2, conv=False
+    )
+    zeros_of("uvit", tmp_path / "uvit.npz", **case)
     given = [f"--checkpoint={tmp_path}/uvit.npz", "--family=uvit", "--architecture=num_heads=2"]
-    assert run("convert", tmp_path / "run", *given) == 2
+    assert run("convert", tmp_path / "run", *given) == 0
+    config = load_config(tmp_path / "run")
+    assert config.schedule.name == "discrete_scaled_linear" and config.model.time_offset == 1
+    # What a run tells its network of the last of 1000 steps is what the authors tell theirs.
+    draw = np.random.default_rng(0).standard_normal
+    theirs = convert.published("uvit", **case).module
+    ours = convert.published("uvit", **case).in_runs
+    x = draw((1, 4, 4, 4))
+    tree = jax.eval_shape(theirs.init, jax.random.key(0), x, 0.0)
+    params = jax.tree.map(lambda leaf: 0.3 * draw(leaf.shape), tree)
+    index = prediction.EPS.label(Discrete.scaled_linear(), 1.0)
+    np.testing.assert_array_equal(ours.apply(params, x, index), theirs.apply(params, x, 1000.0))
+
+
+def test_a_process_that_no_config_can_name(tmp_path, capsys):
+    """That of networks of an exploding variance that are told an index."""
+    zeros_of("ncsnpp", tmp_path / "model.npz", **INDEXED)
+    given = [f"--checkpoint={tmp_path}/model.npz", "--family=ncsnpp"]
+    tell = "--architecture=" + " ".join(f"{k}={v}" for k, v in INDEXED.items())
+    assert run("convert", tmp_path / "run", *given, tell.replace(", ", ",")) == 2
     assert "a process that no config can name" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax import configuration, data, encoding, parallel, sampling, train
+from diffjax import configuration, data, encoding, parallel, sampling, serving, train
 from diffjax.checkpoint import Checkpoints, restore_for_sampling
 from diffjax.experiment import build
 from diffjax.workdir import load_config, save_config
@@ -89,7 +89,7 @@ def contents(directory):
 
 
 def test_latents_are_the_autoencoders_own(place):
-    autoencoder = sampling.load_autoencoder(place / "autoencoder")
+    autoencoder = serving.load_autoencoder(place / "autoencoder")
     source = data.create(f"latents:{place}/encoded")
     apply = jax.jit(
         lambda x: autoencoder.network.apply({"params": autoencoder.params}, x, method="encode")
@@ -119,7 +119,7 @@ def test_scale_makes_unit_variance(place):
 
 
 def test_a_published_scale_is_kept(place, tmp_path):
-    autoencoder = sampling.load_autoencoder(place / "autoencoder")._replace(scale=0.18215)
+    autoencoder = serving.load_autoencoder(place / "autoencoder")._replace(scale=0.18215)
     record = encode(tmp_path, autoencoder)
     assert record["scale"] == 0.18215 and record["std"] > 0
 
@@ -144,7 +144,7 @@ class Interrupted:
 
 def test_interrupted_goes_on_to_the_same_files(place, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "ROUND", 8)
-    autoencoder = sampling.load_autoencoder(place / "autoencoder")
+    autoencoder = serving.load_autoencoder(place / "autoencoder")
     encode(tmp_path / "whole", autoencoder, flip=True)
     with pytest.raises(OSError):
         encode(tmp_path / "parts", autoencoder, Interrupted(broken=17), flip=True)
@@ -160,7 +160,7 @@ def test_interrupted_goes_on_to_the_same_files(place, tmp_path, monkeypatch):
 
 
 def test_one_device_and_eight_agree(place, tmp_path, monkeypatch):
-    autoencoder = sampling.load_autoencoder(place / "autoencoder")
+    autoencoder = serving.load_autoencoder(place / "autoencoder")
     assert jax.device_count() == 8
     one = parallel.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(parallel, "make_mesh", lambda: one)
@@ -190,7 +190,7 @@ def test_trains_on_latents_and_shows_images(trained, place):
 
 def test_samples_are_decoded_latents(trained, place):
     config = load_config(trained)
-    autoencoder = sampling.load_autoencoder(place / "autoencoder")
+    autoencoder = serving.load_autoencoder(place / "autoencoder")
     experiment = build(config, open_data=False, autoencoder=autoencoder)
     mesh = parallel.sampling_mesh()
     state = restore_for_sampling(trained, train.state_shapes(experiment, mesh))
@@ -214,7 +214,7 @@ def test_a_run_does_not_go_on_with_latents_of_another(trained, place, capsys):
     """Even if they lie where its own did."""
     record, before = place / "encoded/latents.json", load_config(trained)
     text = record.read_text()
-    other = sampling.load_autoencoder(place / "other").digest
+    other = serving.load_autoencoder(place / "other").digest
     record.write_text(text.replace(before.data.encoded_by, other))
     try:
         arguments = ["--config.train.steps=2", f"--config.data.autoencoder={place}/other"]

@@ -11,7 +11,16 @@ import numpy as np
 import optax
 import pytest
 
-from diffjax import components, configuration, guidance, losses, parallel, prediction, solvers
+from diffjax import (
+    components,
+    configuration,
+    guidance,
+    losses,
+    optimizers,
+    parallel,
+    prediction,
+    solvers,
+)
 from diffjax.data import to_float
 from diffjax.experiment import abstract_batch, build, check_devices, sample_labels
 from diffjax.schedules import EDM, VE, Cosine, Discrete, FlowMatching, SubVP, VPLinear
@@ -33,6 +42,7 @@ NAMED = {
     "cosine": Cosine,
     "discrete_cosine": Discrete,
     "discrete_linear": Discrete,
+    "discrete_scaled_linear": Discrete,
     "edm": EDM,
     "flow_matching": FlowMatching,
     "subvp": SubVP,
@@ -162,7 +172,7 @@ def test_objective(overrides, expected):
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 def test_learning_rate_warms_up_and_decays(decay):
     overrides = ("train.steps=110", "optimizer.warmup_steps=10", "optimizer.learning_rate=2.0")
-    rate = components.learning_rate(make(*overrides, f"optimizer.decay={decay}"))
+    rate = optimizers.learning_rate(make(*overrides, f"optimizer.decay={decay}"))
     along = np.array([rate(step) for step in (0, 5, 10, 35, 60, 110, 500)])
     quarter, half, end = {
         "constant": (2.0, 2.0, 2.0),
@@ -174,19 +184,19 @@ def test_learning_rate_warms_up_and_decays(decay):
 
 def test_no_warm_up_starts_at_the_peak():
     config = make("optimizer.warmup_steps=0", "optimizer.learning_rate=0.1")
-    assert components.learning_rate(config)(0) == pytest.approx(0.1)
+    assert optimizers.learning_rate(config)(0) == pytest.approx(0.1)
 
 
 def test_a_run_shorter_than_its_warm_up_only_warms_up():
     overrides = ("train.steps=20", "optimizer.warmup_steps=100", "optimizer.learning_rate=0.1")
-    assert components.learning_rate(make(*overrides))(20) == pytest.approx(0.1 * 20 / 100)
+    assert optimizers.learning_rate(make(*overrides))(20) == pytest.approx(0.1 * 20 / 100)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_optimizer_is_that_of_optax(clip):
     overrides = ("optimizer.name=sgd", "optimizer.warmup_steps=0", "optimizer.decay=constant")
     options = ("optimizer.options={'momentum': 0.9}", "optimizer.learning_rate=0.1")
-    optimizer = components.optimizer(make(*overrides, *options, f"optimizer.clip_norm={clip}"))
+    optimizer = optimizers.optimizer(make(*overrides, *options, f"optimizer.clip_norm={clip}"))
     params, grads = {"w": jnp.zeros(2)}, {"w": jnp.array([3.0, 4.0])}
     clipped = jax.tree.map(lambda leaf: leaf * (clip / 5 if clip else 1), grads)
     expected = optax.sgd(0.1, momentum=0.9)
@@ -201,7 +211,7 @@ def test_optimizer_is_that_of_optax(clip):
 def test_any_optimizer_of_optax(name):
     options = {"noisy_sgd": {"seed": 0}}.get(name, {})
     config = make(f"optimizer.name={name}", f"optimizer.options={options}")
-    assert callable(components.optimizer(config).update)
+    assert callable(optimizers.optimizer(config).update)
 
 
 def test_recipe_is_the_solvers():

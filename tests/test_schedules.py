@@ -103,6 +103,15 @@ def test_cosine_chain_and_cosine_schedule_agree_until_the_clipped_end(x64):
     assert chain.betas.max() == 0.999
 
 
+def test_stable_diffusions_chain(x64):
+    chain = Discrete.scaled_linear()
+    np.testing.assert_allclose(chain.betas[[0, -1]], [0.00085, 0.012], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(np.sqrt(chain.betas)), np.diff(np.sqrt(chain.betas))[0])
+    np.testing.assert_allclose(
+        chain.alpha(np.array([0.001, 1])) ** 2, [0.99915, 0.00466], rtol=1e-3
+    )
+
+
 @pytest.mark.parametrize("betas", [[], [[0.1]], [0.0, 0.1], [0.1, 1.0], [0.1, float("nan")]])
 def test_bad_betas(betas):
     with pytest.raises(ValueError, match="betas must be a vector of numbers in"):

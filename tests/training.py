@@ -38,7 +38,7 @@ def make_config(mode="sharding", fsdp=1, seed=0, **settings) -> ml_collections.C
     return ml_collections.ConfigDict(
         dict(
             seed=seed,
-            data=dict(flip=True),
+            data=dict(flip=True, low_res=0),
             train=defaults | settings,
             parallel=dict(mode=mode, fsdp=fsdp),
             sample=dict(number=13, batch_size=13, guidance=1.0, ema="0.9"),

@@ -2,7 +2,8 @@
 
 Paper     Kim & Ye 2023, arXiv:2209.14593
 Command   python main.py --config configs/digits/dmcmc.py --workdir runs/digits --mode sample
-Before    --mode train with this file or default.py:mlp, which train alike; and the predictor:
+Before    --mode train with this file or default.py:mlp, which train alike; for dmcmc.py:paper
+          the predictor of noise levels too:
           python main.py --config configs/digits/noise_level.py --workdir runs/noise --mode train
 Hardware  2 CPU cores
 Result    docs/denoising_mcmc.md
@@ -63,7 +64,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         checkpoint_every=500,
         keep_last=2,
         keep_every=0,  # also keep every n-th step for good; 0 for none
-        sample_every=0,  # a grid needs the predictor
+        sample_every=0,
     )
     config.parallel = dict(mode="sharding", fsdp=1)  # mode: sharding or pmap
 
@@ -84,16 +85,16 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
         ema="0.999",
     )
     config.dmcmc = dict(
-        predictor="runs/noise",
         chains=100,  # a multiple of the classes
         n_skip=1,  # steps of the chain a sample
         # Levels are in units of the range of the data, whatever that is.
         x_move="excursion",  # up to the level top at no cost, down in so many calls
         top=4.0,
         calls=4,
-        sigma_move="mean",
-        lowest=0.15,
-        highest=0.26,
+        sigma_move="known",  # the level that they end at
+        lowest=0.2,
+        highest=0.2,
+        select="last",
         start="dpm_solver_pp",
         start_calls=20,
         start_noise=0.2,

@@ -88,6 +88,7 @@ def _published(
     use_fp16: bool = False,
     pool: str | None = None,
     super_resolution: bool = False,
+    small_size: int = 0,
     noise_schedule: str = "linear",
     diffusion_steps: int = 1000,
     rescale_timesteps: bool = False,
@@ -114,6 +115,7 @@ def _published(
         use_fp16: Without effect: the converted weights are float32.
         pool: Pooling of a classifier; None for a U-Net.
         super_resolution: Whether the network sees a smaller image too.
+        small_size: Height and width of that; 0 for a quarter, as of both that are published.
         noise_schedule: ``'linear'`` or ``'cosine'``: what the network was trained with.
         diffusion_steps: Length of the chain it was trained on.
         rescale_timesteps: Whether the network is told 0..1000 whatever the length.
@@ -153,7 +155,8 @@ def _published(
         (1, image_size, image_size, in_channels),
         functools.partial(_official_name, module, modules, image_size),
         window=functools.partial(_window, pool),
-        settings=_settings(learned, noise_schedule, diffusion_steps),
+        settings=_settings(learned, noise_schedule, diffusion_steps)
+        | ({"data.low_res": small_size or image_size // 4} if super_resolution else {}),
     )
 
 

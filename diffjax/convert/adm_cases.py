@@ -193,6 +193,7 @@ def from_flags(flags: Mapping[str, Any], classifier: bool | None = None) -> dict
             channel_mult=_numbers(channel_mult),
             num_classes=1000 if value["class_cond"] else None,
             super_resolution=bool(value["large_size"]),
+            small_size=value["small_size"] if value["large_size"] else 0,
         )
     )
 

@@ -96,14 +96,18 @@ def published(
         "sample.calls": 50 if num_classes > 0 else 1000,
         "loss.label_dropout": 0.1 if null_label else 0.0,
     }
+    in_runs = None
     if in_chans == 4 and not conv:  # the huge ones: Stable Diffusion's chain, counted from 1
-        settings = {}
+        settings["schedule.name"] = "discrete_scaled_linear"
+        settings["loss.times"] = "discrete"
+        in_runs = module.clone(time_offset=1.0)
     return Published(
         module,
         (1, img_size, img_size, in_chans),
         _official_name,
         window=lambda name: (patch_size,) * 2 if name.startswith("patch_embed.") else (),
         settings=settings,
+        in_runs=in_runs,
     )
 
 

@@ -6,7 +6,15 @@ for batch in batches(source, batch_size=128, seed=0):
 """
 
 from diffjax.data.base import ArraySource, Example, Source, check_labels, in_memory
-from diffjax.data.images import centre_crop, contact_sheet, image_grid, save_png, to_float, to_uint8
+from diffjax.data.images import (
+    centre_crop,
+    contact_sheet,
+    image_grid,
+    save_png,
+    shrink,
+    to_float,
+    to_uint8,
+)
 from diffjax.data.pipeline import Batch, batches, epoch
 from diffjax.data.sources import create
 from diffjax.data.sources import images as create_images
@@ -26,6 +34,7 @@ __all__ = [
     "image_grid",
     "in_memory",
     "save_png",
+    "shrink",
     "to_float",
     "to_uint8",
 ]

@@ -12,7 +12,15 @@ from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image
 
-__all__ = ["centre_crop", "contact_sheet", "image_grid", "save_png", "to_float", "to_uint8"]
+__all__ = [
+    "centre_crop",
+    "contact_sheet",
+    "image_grid",
+    "save_png",
+    "shrink",
+    "to_float",
+    "to_uint8",
+]
 
 
 def to_float(image: ArrayLike) -> Array:
@@ -40,6 +48,27 @@ def to_uint8(x: ArrayLike) -> Array:
         uint8, the same shape.
     """
     return jnp.round(jnp.clip(127.5 * jnp.asarray(x) + 127.5, 0.0, 255.0)).astype(jnp.uint8)
+
+
+def shrink(x: ArrayLike, side: int) -> Array:
+    """Makes images smaller: each pixel the mean of those it covers.
+
+    Args:
+        x: float (n, height, width, channels).
+        side: height of the result; the width shrinks as much.
+
+    Returns:
+        float (n, side, ..., channels).
+
+    Raises:
+        ValueError: height and width are no multiples of what a pixel would cover.
+    """
+    rows, height, width, channels = jnp.shape(x)
+    factor = height // max(side, 1)
+    if factor < 1 or factor * side != height or width % factor:
+        raise ValueError(f"images {height}x{width} cannot be shrunk to a height of {side}")
+    blocks = jnp.reshape(x, (rows, side, factor, width // factor, factor, channels))
+    return blocks.mean(axis=(2, 4))
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

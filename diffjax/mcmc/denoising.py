@@ -22,7 +22,7 @@ from diffjax.typing import Array
 __all__ = ["denoising_langevin_gibbs", "kernel"]
 
 
-def kernel(predict: Predict, x_move: Move, sigma_move: Move) -> Kernel:
+def kernel(predict: Predict, x_move: Move, sigma_move: Move | None = None) -> Kernel:
     """The kernel that moves the data at their level, then the level of the moved data.
 
     Its target is ``p(x, sigma) = p_sigma(x) p(sigma)``, as far as the moves leave it as it is.
@@ -30,7 +30,8 @@ def kernel(predict: Predict, x_move: Move, sigma_move: Move) -> Kernel:
     Args:
         predict: The network in the coordinates of ``mcmc.exploding``.
         x_move: A move of the data, such as ``mcmc.langevin(eta)``.
-        sigma_move: A move of the level, such as ``mcmc.posterior_mode(levels, logits)``.
+        sigma_move: A move of the level, such as ``mcmc.posterior_mode(levels, logits)``; None
+            where the first move changes the level too.
     """
 
     def init(position, key=None):
@@ -45,10 +46,12 @@ def kernel(predict: Predict, x_move: Move, sigma_move: Move) -> Kernel:
 
     def step(key, state):
         state, acceptance = x_move.step(fold_in(key, 0), predict, state)
-        state, _ = sigma_move.step(fold_in(key, 1), predict, state)
+        if sigma_move is not None:
+            state, _ = sigma_move.step(fold_in(key, 1), predict, state)
         return state, Info(state.sigma, acceptance)
 
-    calls = (x_move.evaluations + sigma_move.evaluations) * evaluations(predict)
+    calls = sum(move.evaluations for move in (x_move, sigma_move) if move is not None)
+    calls *= evaluations(predict)
     return Kernel(init, step, calls)
 
 

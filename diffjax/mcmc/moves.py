@@ -166,35 +166,53 @@ def renoise(share: float, solver: Solver | None = None) -> Move:
     return Move(step, evaluations=down.evaluations)
 
 
-def excursion(high: float, solver: Solver, steps: int, *, grid: str = "log_snr") -> Move:
+def excursion(
+    high: float,
+    solver: Solver,
+    steps: int,
+    *,
+    grid: str = "log_snr",
+    levels: tuple[float, float] | None = None,
+) -> Move:
     r"""Up to a noisy level at no cost, where chains mix, and down again along a solver.
 
-    .. math:: x' = \Phi\big(x + \sqrt{h^2 - \sigma^2}\, z;\ h \to \sigma\big)
+    .. math:: x' = \Phi\big(x + \sqrt{h^2 - \sigma^2}\, z;\ h \to \sigma'\big)
 
     Noise added is exact, and the way down as exact as the solver: both leave the marginals as they
     should be. So the chain can stay at a level from which little is left to denoise, and yet forget
-    where it was as fast as at the level ``h``. A state above ``h`` stays there.
+    where it was as fast as at the level ``h``. It returns to its level, ``sigma' = sigma``; with
+    ``levels``, to one drawn evenly in ``log sigma`` between the two: a move of data and level at
+    once, after which the level is known and need not be told from the data. A state above ``h``
+    stays there.
 
     Args:
         high: The level ``h``.
-        solver: Any deterministic solver for ``schedules.EDM``.
+        solver: Any solver for ``schedules.EDM``.
         steps: Its steps down.
         grid: One of ``timesteps.GRIDS``.
+        levels: Lowest and highest level to come down to; None for that of the state.
 
     Raises:
-        ValueError: ``high`` is not above 0, or no step at all.
+        ValueError: ``high`` is not above 0 and all levels, or no step at all.
     """
     if not high > 0 or steps < 1:
         raise ValueError(f"excursion: need high > 0 and steps >= 1, got high={high}, steps={steps}")
+    if levels is not None and not 0 < levels[0] <= levels[1] < high:
+        raise ValueError(f"excursion: need 0 < low <= high < {high} of levels, got {levels}")
 
     def step(key, predict, state):
         x, sigma = state
         # From just above, a step down of no length instead of one that a solver cannot take.
         top = jnp.maximum(high, sigma * (1 + 1e-3))
-        added = expand(jnp.sqrt(top**2 - sigma**2), x) * normal(key, x.shape, x.dtype)
-        ts = timesteps.GRIDS[grid](EDM(), steps, t_start=top, t_end=sigma)
-        x_next = solve(solver, predict, (x + added).astype(x.dtype), ts).x
-        return ChainState(x_next, sigma), jnp.ones_like(sigma)
+        noise = normal(fold_in(key, 0), x.shape, x.dtype)
+        x = (x + expand(jnp.sqrt(top**2 - sigma**2), x) * noise).astype(x.dtype)
+        end = sigma
+        if levels is not None:
+            low, width = jnp.log(levels[0]), jnp.log(levels[1] / levels[0])
+            end = jnp.exp(low + width * _uniform(fold_in(key, 2), sigma)).astype(sigma.dtype)
+        ts = timesteps.GRIDS[grid](EDM(), steps, t_start=top, t_end=end)
+        x_next = solve(solver, predict, x, ts, fold_in(key, 1)).x
+        return ChainState(x_next, end), jnp.ones_like(sigma)
 
     return Move(step, evaluations=steps * solver.evaluations)
 

@@ -64,6 +64,8 @@ class UViT(nn.Module):
         mlp_ratio: Width of the MLPs in units of ``width``.
         qkv_bias: Whether queries, keys and values have biases.
         mlp_time_embed: Whether the time's sinusoids pass through an MLP.
+        time_offset: Added to the time before it is embedded: 1 where the authors count the steps
+            of their chain from 1.
         final_conv: Whether a 3x3 convolution of the image follows, against seams between patches.
         skip: Whether there are long skip connections.
         num_classes: Number of classes, 0 for an unconditional network. Index ``num_classes`` is
@@ -82,6 +84,7 @@ class UViT(nn.Module):
     mlp_ratio: int = 4
     qkv_bias: bool = False
     mlp_time_embed: bool = False
+    time_offset: float = 0.0
     final_conv: bool = True
     skip: bool = True
     num_classes: int = 0
@@ -145,7 +148,8 @@ class UViT(nn.Module):
 
     def _extra_tokens(self, time: Array, labels: Array | None, batch: int) -> list[Array]:
         """The tokens of label, if there are classes, and time, ``(batch, 1, width)`` each."""
-        h = sinusoidal_embedding(as_batch_of_times(time, batch), self.width, "adm")
+        time = as_batch_of_times(time, batch) + self.time_offset
+        h = sinusoidal_embedding(time, self.width, "adm")
         h = h.astype(self.dtype)
         if self.mlp_time_embed:
 

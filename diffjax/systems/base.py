@@ -28,12 +28,15 @@ class Request(NamedTuple):
             whatever batch it is drawn in.
         labels: Classes asked for, ``(n,)`` int32, or None for an unconditional system.
         guidance: Guidance scale, ``()`` or ``(n,)``; 1 is plain conditional sampling.
+        low_res: Small images to enlarge, ``(n, height, width, C)`` in [-1, 1]; None for a system
+            that is no upsampler.
         chains: Where a sampler by chains goes on, from earlier ``Samples``; None to begin.
     """
 
     index: Array
     labels: Array | None = None
     guidance: Array | float = 1.0
+    low_res: Array | None = None
     chains: Any = None
 
 

@@ -48,6 +48,7 @@ def diffusion(
     label_dropout: float = 0.1,
     prepare: Callable[[Array, Array], Array] = lambda images, keys: to_float(images),
     augment: Augment | None = None,
+    shrink: Callable[[Array], Array] | None = None,
     ema_rates: Sequence[float] = (0.999,),
     ema_warmup: bool = True,
     sample_ema: str = "0.999",
@@ -72,6 +73,8 @@ def diffusion(
             :func:`diffjax.systems.latents`.
         augment: ``(images, keys) -> (images, what was done (n, k))``, from ``augmentation``: how
             training images are deformed. The network is told, and draws plain samples.
+        shrink: ``x0 -> small images``, such as :func:`diffjax.data.shrink`: makes the system an
+            upsampler, whose network sees ``low_res=...``, in training those of the images at hand.
         ema_rates: Rates of the parameter averages kept.
         ema_warmup: Whether the averages warm up.
         sample_ema: Rate of the average that samples are drawn with; '' for the raw parameters.
@@ -86,15 +89,21 @@ def diffusion(
         label = parametrization.label(schedule, jnp.full((1,), schedule.t_max))
         labels = batch["label"][:1] if conditional else None
         told = {"augmentation": augment(x, state_key[None])[1]} if augment else {}
+        if shrink:
+            told["low_res"] = shrink(x)
         variables = network.init(params_key, x, label, labels, **told)
         return states.create(state_key, variables["params"], optimizer, ema_rates)
 
-    def predict_with(params, **options):
+    def predict_with(params, low_res=None, **options):
         """``(x, t, labels) -> Prediction`` with these parameters."""
 
         def predict(x, t, labels):
+            told = dict(options)
+            if low_res is not None:  # guidance asks about every row twice, half after half
+                told["low_res"] = jnp.tile(low_res, (x.shape[0] // low_res.shape[0], 1, 1, 1))
+
             def apply(x, label):
-                return network.apply({"params": params}, x, label, labels, **options)
+                return network.apply({"params": params}, x, label, labels, **told)
 
             return network_predict(apply, schedule, parametrization)(x, t)
 
@@ -105,6 +114,8 @@ def diffusion(
         x0, told = prepare(batch["image"], slots.keys(jax.random.fold_in(key, 5))), {}
         if augment:
             x0, told["augmentation"] = augment(x0, slots.keys(augment_key))
+        if shrink:
+            told["low_res"] = shrink(x0)
         t = times(schedule, time_key, slots)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(slots.keys(noise_key))
         labels = None
@@ -116,11 +127,15 @@ def diffusion(
         return objective(lambda x, t: predict(x, t, labels), schedule, x0, t, noise).mean(), {}
 
     def sample(state: TrainState, key: Key, request: Request) -> Samples:
-        predict = predict_with(states.select_parameters(state, sample_ema))
-        return draw(predict, key, request)
+        if (request.low_res is None) == bool(shrink):
+            what = "small images to enlarge" if shrink else "no small images: it is no upsampler"
+            raise ValueError(f"this system takes {what}, in request.low_res")
+        params = states.select_parameters(state, sample_ema)
+        return draw(predict_with(params, request.low_res), key, request)
 
     def measured(state: TrainState, images: Array, labels: Array | None, keys: Key, levels: int):
-        predict = predict_with(states.select_parameters(state, sample_ema))
+        low_res = shrink(prepare(images, keys)) if shrink else None
+        predict = predict_with(states.select_parameters(state, sample_ema), low_res)
         return measure(lambda x, t: predict(x, t, labels), images, keys, levels)
 
     return System(

@@ -83,10 +83,12 @@ def test_samples_trace(source):
         return
     sample = experiment.config.sample
     labels = jnp.zeros(2, int) if experiment.num_classes else None
+    side, channels = experiment.config.data.low_res, experiment.shape[-1]
+    low_res = jnp.zeros((2, side, side, channels)) if side else None
     drawn = []
 
     def images(state):
-        request = Request(jnp.arange(2), labels, sample.guidance)
+        request = Request(jnp.arange(2), labels, sample.guidance, low_res)
         drawn.append(experiment.system.sample(state, jax.random.key(0), request))
         return drawn[0].images
 

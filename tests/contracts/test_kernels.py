@@ -54,6 +54,14 @@ TABLE = {
     "renoise": Row(lambda: mcmc.renoise(0.2)),
     "renoise_heun": Row(lambda: mcmc.renoise(0.5, solvers.heun(EDM()))),
     "excursion": Row(lambda: mcmc.excursion(3.0, solvers.multistep(EDM()), 12), traced=1),
+    "excursion_stochastic": Row(
+        lambda: mcmc.excursion(3.0, solvers.sde_multistep(EDM()), 30), traced=1
+    ),
+    "excursion_to_a_level": Row(
+        lambda: mcmc.excursion(3.0, solvers.multistep(EDM()), 12, levels=(0.5, 1.3)),
+        lambda: None,
+        traced=1,
+    ),
     "blackjax_mala": Row(blackjax_mala),
     "blackjax_sgld": Row(blackjax_sgld, by_chain=False),
     "mode": Row(lambda: mcmc.langevin(0.1), lambda: mcmc.posterior_mode(LEVELS, LOGITS)),

@@ -34,6 +34,7 @@ SCHEDULES = {
     "flow_matching": FlowMatching(),
     "discrete_linear": Discrete.linear(1000, 1e-4, 0.02),
     "discrete_cosine": Discrete.cosine(1000),
+    "discrete_scaled_linear": Discrete.scaled_linear(1000),
     "discrete_short": Discrete.linear(10, 1e-3, 0.3),
 }
 each = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)

@@ -31,6 +31,21 @@ def test_round_trip_x64(x64):
     np.testing.assert_array_equal(data.to_uint8(x.astype(jnp.float64)), BYTES)
 
 
+def test_shrink_is_a_box_filter():
+    image = np.random.default_rng(0).integers(256, size=(8, 12, 3), dtype=np.uint8)
+    small = data.shrink(data.to_float(image)[None], 2)
+    box = Image.fromarray(image).resize((3, 2), Image.Resampling.BOX)
+    assert small.shape == (1, 2, 3, 3)
+    np.testing.assert_array_equal(data.to_uint8(small[0]), np.asarray(box))
+    np.testing.assert_array_equal(data.shrink(small, 2), small)
+
+
+@pytest.mark.parametrize("side", [0, 3, 16])
+def test_what_cannot_be_shrunk(side):
+    with pytest.raises(ValueError, match=f"images 8x12 cannot be shrunk to a height of {side}"):
+        data.shrink(np.zeros((1, 8, 12, 3)), side)
+
+
 def test_to_uint8_rounds_to_the_nearest_and_clips():
     levels = (BYTES[:-1] + np.array([[-0.4], [0.0], [0.4]])) / 127.5 - 1
     assert data.to_uint8(levels).dtype == jnp.uint8

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffjax import analytic, mcmc, solvers
 from diffjax.schedules import EDM
 
 POINT = analytic.point_mass(np.zeros(64))
+DOWN = solvers.multistep(EDM())
 
 
 def stationary_variance(x_move, std, sigma, steps=60, chains=20_000, start=None):
@@ -127,6 +129,20 @@ def test_renoising_does_not_drift():
     assert abs(float(jnp.log(after.sigma).mean())) < 0.45
 
 
+def test_an_excursion_comes_down_to_levels_drawn_evenly(x64):
+    """Wherever it started; and what it leaves there is of that level."""
+    chains, std = 4000, 0.5
+    predict = analytic.Mixture(np.zeros((1, 8)), std).predict(EDM())
+    state = mcmc.ChainState(jnp.ones((chains, 8)), jnp.full(chains, 0.3))
+    move = mcmc.excursion(50.0, solvers.multistep(EDM()), 60, levels=(0.2, 0.8))
+    state, _ = jax.jit(lambda key: move.step(key, predict, state))(jax.random.key(0))
+    share = (jnp.log(state.sigma) - np.log(0.2)) / np.log(4)
+    assert stats.kstest(share, "uniform").pvalue > 1e-3
+    white = state.x / jnp.sqrt(std**2 + state.sigma[:, None] ** 2)
+    assert abs(float(white.var()) - 1) < 5 * np.sqrt(2 / white.size)
+    assert abs(np.corrcoef(np.log(state.sigma), (white**2).mean(1))[0, 1]) < 5 / np.sqrt(chains)
+
+
 def test_an_n_step_round_trip_is_a_solver_and_noise():
     """The move is the library's own solver on two times, and fresh noise."""
     predict = analytic.Mixture(np.zeros((1, 3)), 0.5).predict(EDM())
@@ -144,6 +160,9 @@ def test_an_n_step_round_trip_is_a_solver_and_noise():
         (lambda: mcmc.mala(-1.0), "eta must be above 0"),
         (lambda: mcmc.relative(4.0), "stable for 0 < c < 4, got c=4.0"),
         (lambda: mcmc.renoise(1.0), "between 0 and 1, got 1.0"),
+        (lambda: mcmc.excursion(0.0, DOWN, 3), "need high > 0 and steps >= 1, got high=0.0"),
+        (lambda: mcmc.excursion(1.0, DOWN, 0), "need high > 0 and steps >= 1"),
+        (lambda: mcmc.excursion(1.0, DOWN, 3, levels=(0.5, 1.0)), "low <= high < 1.0 of levels"),
     ],
 )
 def test_mistakes(make, message):
