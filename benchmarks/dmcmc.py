@@ -75,9 +75,8 @@ def split(name: str, budget: int, chain: int, low: float, data_range: float):
     return None, 0
 
 
-def windows(kernel, predict, start, keys, shape, n_skip, rounds, low, select):
+def windows(sampler, predict, keys, shape, rounds: int):
     """States that the chains give to be denoised, ``(rounds * chains, ...)``, and their levels."""
-    sampler = mcmc.denoising_mcmc(kernel, NOTHING, start, n_skip=n_skip, low=low, select=select)
 
     def one(chains, _):
         chains, drawn = sampler.draw(predict, keys, chains)
@@ -130,13 +129,15 @@ class Setting:
         """Seed to the states that an arm's chains give, compiled."""
         keys = per_sample(jax.random.key(0), jnp.arange(self.chains))
         kernel, start = arm.make(self, calls)
+        sampler = mcmc.denoising_mcmc(
+            kernel, NOTHING, start, n_skip=n_skip, low=self.low, select=arm.select
+        )
         rounds = self.number // self.chains
 
         def run(parameters, seed):
             predict = self.predict(parameters, self.chains)
             own = fold_in(keys, seed)
-            given = (own, self.shape, n_skip, rounds, self.low, arm.select)
-            return windows(kernel, predict, start, *given)
+            return windows(sampler, predict, own, self.shape, rounds)
 
         return functools.partial(jax.jit(run), self.parameters)
 

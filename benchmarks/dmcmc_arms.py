@@ -57,6 +57,7 @@ class Excursions:
         level: The highest level where they live.
         part: Of a budget, for the chain.
         title: In the tables.
+        select: Which state of a window is denoised.
     """
 
     data_range: float

@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 import optax
 from side_by_side import (
+    OURS,
     ROOT,
     THREADS,
     facts,
@@ -39,8 +40,6 @@ from diffjax import components, configuration, convert, dry_run, experiment, par
 from diffjax.models.dit import DIT_SIZES
 
 LEARNING_RATE = 1e-4
-# Devices of our side.
-OURS = {"one device": 1, "a device a core": THREADS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from diffjax.process import reuse_memory
 
 __all__ = [
+    "OURS",
     "ROOT",
     "THREADS",
     "facts",
@@ -29,6 +30,8 @@ __all__ = [
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 THREADS = os.cpu_count() or 1  # what XLA takes, and so what PyTorch is given
+# Devices of our side, where both forms are timed.
+OURS = {"one device": 1, "a device a core": THREADS}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from side_by_side import (
+    OURS,
     ROOT,
     THREADS,
     facts,
@@ -58,7 +59,6 @@ class Case:
     variants: tuple[str, ...] = ("eager", "channels_last", "compiled")
 
 
-OURS = {"one device": 1, "a device a core": THREADS}
 CASES = {
     "unet 8x8": Case("digits/ddpm.py", batch=128),
     "dit 8x8": Case(

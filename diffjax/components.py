@@ -39,6 +39,7 @@ __all__ = [
     "SCHEDULES",
     "augmentation",
     "autoencoder_network",
+    "check_classes",
     "classifier_network",
     "draw",
     "measure",
@@ -397,3 +398,15 @@ def sample_labels(spec: str, number: int, num_classes: int, seed: int = 0) -> np
     if outside:
         raise ValueError(f"{field}: no class {outside[0]}, classes are 0..{num_classes - 1}")
     return np.resize(np.asarray(labels, np.int32), number)
+
+
+def check_classes(labels: np.ndarray | None, number: int, classes: int) -> None:
+    """Raises ValueError where labels are not ``number`` classes of a system of so many."""
+    if not classes:
+        if labels is not None:
+            raise ValueError("this system is unconditional and takes no labels")
+        return
+    given = np.asarray(labels)
+    fit = given.shape == (number,) and np.issubdtype(given.dtype, np.integer)
+    if not fit or given.min() < 0 or given.max() >= classes:
+        raise ValueError(f"this system needs labels: {number} integers in 0..{classes - 1}")

@@ -6,7 +6,7 @@ import math
 import jax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from diffjax import parallel
+from diffjax import parallel, upsampling
 from diffjax.experiment import Experiment, abstract_batch, check_devices
 from diffjax.systems import Request
 from diffjax.train import state_shapes
@@ -26,7 +26,7 @@ def report(experiment: Experiment) -> str:
     kind = "images" if experiment.scale is None else "latents"
     lines = {kind: f"{shape}, {f'{classes} classes' if classes else 'unconditional'}"}
     if experiment.system.sample is not None:
-        calls = network_evaluations(experiment, config.sample.guidance)
+        calls = network_evaluations(experiment)
         lines["a sample"] = (
             f"{calls} network evaluations, in {steps} steps of "
             f"{config.sample.solver}{' and one to the data' if experiment.recipe.denoise else ''}"
@@ -38,19 +38,16 @@ def report(experiment: Experiment) -> str:
     return "\n".join([resolved, "", *(f"{name:{width}}{text}" for name, text in lines.items())])
 
 
-def network_evaluations(experiment: Experiment, guidance: float) -> int:
-    """Network evaluations of a sample with a scale of guidance, from shapes alone."""
-    low_res = experiment.config.data.low_res
-    height, width, channels = experiment.shape
-    one = {
-        "index": jax.ShapeDtypeStruct((1,), "int32"),
-        "labels": jax.ShapeDtypeStruct((1,), "int32") if experiment.num_classes else None,
-        "low_res": jax.ShapeDtypeStruct(
-            (1, low_res, low_res * width // height, channels), "float32"
-        )
-        if low_res
-        else None,
-    }
+def network_evaluations(experiment: Experiment, guidance: float | None = None) -> int:
+    """Network evaluations of a sample, from shapes alone; guided as its config says if None."""
+    if guidance is None:
+        guidance = experiment.config.sample.guidance
+    one = {"index": jax.ShapeDtypeStruct((1,), "int32")}
+    if experiment.num_classes:
+        one["labels"] = jax.ShapeDtypeStruct((1,), "int32")
+    if experiment.config.data.low_res:
+        small = upsampling.small_shape(experiment.config)
+        one["low_res"] = jax.ShapeDtypeStruct((1, *small), "float32")
     nfe = []
 
     def sample(state, key, one):

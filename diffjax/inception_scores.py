@@ -243,7 +243,7 @@ def _name(experiment: Experiment, state: TrainState, asked: Wanted, judge: Judge
     drawn += [config["schedule"], config["evaluate"]["guidance"], config["evaluate"]["seed"]]
     if experiment.autoencoder is not None:
         drawn.append(experiment.autoencoder.digest)
-    if asked.digest:
-        drawn.append(asked.digest)
+    if digest := asked.digest:
+        drawn.append(digest)
     settings = json.dumps(drawn, sort_keys=True)
     return f"step{int(state.step)}-{judge.name(settings)}"

@@ -19,14 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from diffjax import chains, parallel, upsampling
-from diffjax.components import CHAINS
+from diffjax.components import CHAINS, check_classes
 from diffjax.data import images
 from diffjax.experiment import Experiment
 from diffjax.mcmc import Chains, ChainState
 from diffjax.state import TrainState
 from diffjax.systems import Request
 from diffjax.typing import Array, Key
-from diffjax.upsampling import Wanted
 
 __all__ = ["Drawn", "compile_draw", "draw", "sample", "save"]
 
@@ -134,7 +133,7 @@ def draw(
         ValueError: Labels and system do not fit.
     """
     _check_drawable(experiment)
-    _check_labels(labels, number, experiment.num_classes)
+    check_classes(labels, number, experiment.num_classes)
     mesh = parallel.sampling_mesh(experiment.config.parallel.fsdp)
     size = min(experiment.config.sample.batch_size, number)
     size = -(-size // mesh.size) * mesh.size
@@ -238,17 +237,6 @@ def _check_drawable(experiment: Experiment) -> None:
         )
 
 
-def _check_labels(labels: np.ndarray | None, number: int, classes: int) -> None:
-    if not classes:
-        if labels is not None:
-            raise ValueError("this system is unconditional and takes no labels")
-        return
-    given = np.asarray(labels)
-    fit = given.shape == (number,) and np.issubdtype(given.dtype, np.integer)
-    if not fit or given.min() < 0 or given.max() >= classes:
-        raise ValueError(f"this system needs labels: {number} integers in 0..{classes - 1}")
-
-
 def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) -> pathlib.Path:
     """What ``--mode sample`` does: draws as ``config.sample`` says, saves, and tells where.
 
@@ -268,7 +256,7 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
         seed=config.seed,
         progress="sampling",
     )
-    path = pathlib.Path(workdir, "samples", name(experiment, state, drawn, asked))
+    path = pathlib.Path(workdir, "samples", name(experiment, state, drawn, asked.digest))
     if jax.process_index() == 0:
         save(path, drawn)
         grid = path.with_suffix(".png")
@@ -301,8 +289,11 @@ def _about_chains(experiment: Experiment, standing: pathlib.Path, nfe: int) -> s
     )
 
 
-def name(experiment: Experiment, state: TrainState, drawn: Drawn, asked: Wanted) -> str:
-    """File name that tells how samples were drawn; other settings never share it."""
+def name(experiment: Experiment, state: TrainState, drawn: Drawn, low_res: str = "") -> str:
+    """File name that tells how samples were drawn; other settings never share it.
+
+    ``low_res`` is the digest of the small images that were enlarged, if any.
+    """
     config = experiment.config.sample
     settings = config.to_dict()
     by_chains = experiment.config.sampler == CHAINS
@@ -310,8 +301,8 @@ def name(experiment: Experiment, state: TrainState, drawn: Drawn, asked: Wanted)
         settings |= {"dmcmc": experiment.config.dmcmc.to_dict()}
     if experiment.autoencoder is not None:
         settings |= {"autoencoder": experiment.autoencoder.digest}
-    if asked.digest:
-        settings |= {"low_res": asked.digest}
+    if low_res:
+        settings |= {"low_res": low_res}
     settings = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:6]
     shape = "x".join(map(str, drawn.images.shape))

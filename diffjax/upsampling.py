@@ -18,12 +18,12 @@ import ml_collections
 import numpy as np
 
 from diffjax import data
-from diffjax.components import CHAINS, NETWORKS, sample_labels
+from diffjax.components import CHAINS, NETWORKS, check_classes, sample_labels
 from diffjax.data import Source
 from diffjax.options import about
 from diffjax.typing import Array
 
-__all__ = ["Wanted", "beside", "shrinking", "shrunk", "small_images", "wanted"]
+__all__ = ["Wanted", "beside", "shrinking", "shrunk", "small_images", "small_shape", "wanted"]
 
 SPLITS = ("train", "test")
 
@@ -104,12 +104,16 @@ def wanted(
     with about("sample.low_res"):
         images, own = small_images(config, number)
         if own is not None and num_classes:
-            if own.shape != (number,) or own.min() < 0 or own.max() >= num_classes:
-                raise ValueError(
-                    f"labels (arr_1) must be {number} integers in 0..{num_classes - 1}"
-                )
+            check_classes(own, number, num_classes)
             classes = own.astype(np.int32)
     return Wanted(classes, images)
+
+
+def small_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """Shape of what an upsampler enlarges, ``(height, width, channels)``."""
+    height, width, channels = config.data.shape
+    side = config.data.low_res
+    return side, width * side // height, channels
 
 
 def small_images(
@@ -120,9 +124,7 @@ def small_images(
     Raises:
         ValueError: It names none, too few, or some of another shape.
     """
-    name, side = config.sample.low_res, config.data.low_res
-    height, width, channels = config.data.shape
-    shape = (side, width * side // height, channels)
+    name, shape = config.sample.low_res, small_shape(config)
     if not name:
         raise ValueError(
             f"an upsampler enlarges small images {shape}: name a .npz of them, as --mode sample of "
@@ -130,7 +132,7 @@ def small_images(
         )
     if name in SPLITS:
         source = data.create_images(config.data.source, split=name, **config.data.options)
-        images, labels = shrunk(source, side, number)
+        images, labels = shrunk(source, config.data.low_res, number)
     else:
         images, labels = _of_a_file(pathlib.Path(name), number)
     if images.shape[1:] != shape or images.dtype != np.uint8:

@@ -211,19 +211,20 @@ def test_a_checkpoint_of_something_else(family, given, message, files, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def converted_zeros(path, **case):
-    """Writes a checkpoint of ADM's, every weight of it zero."""
-    published = convert.published("adm", **(CASES["adm"] | case))
-    images = {"low_res": np.zeros((1, 4, 4, 1))} if "super_resolution" in case else {}
-    x = np.zeros(published.input_shape)
-    tree = jax.eval_shape(published.module.init, jax.random.key(0), x, 0.0, **images)
+def zeros_of(family, path, *inputs, low_res=None, **case):
+    """Writes a checkpoint with every weight zero; ``inputs`` follow the images."""
+    published = convert.published(family, **case)
+    x = np.zeros(published.input_shape, np.float32)
+    told = {} if low_res is None else {"low_res": low_res}
+    tree = jax.eval_shape(published.module.init, jax.random.key(0), x, *inputs, **told)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
-    np.savez(path, **convert.to_torch("adm", zeros, **(CASES["adm"] | case)))
+    np.savez(path, **convert.to_torch(family, zeros, **case))
 
 
 def test_a_classifier_guides(tmp_path, capsys):
     """Converted like the rest, and then named by whom it guides."""
-    converted_zeros(tmp_path / "model.npz", out_channels=3, pool="adaptive")
+    case = CASES["adm"] | dict(out_channels=3, pool="adaptive")
+    zeros_of("adm", tmp_path / "model.npz", 0.0, **case)
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm", f"--architecture={TELL['adm']}"]
     assert run("convert", tmp_path / "run", *given) == 0
     assert f"--config.sample.classifier={tmp_path}/run" in capsys.readouterr().out
@@ -234,7 +235,8 @@ def test_a_classifier_guides(tmp_path, capsys):
 
 
 def test_an_upsampler_enlarges_what_another_run_drew(tmp_path, capsys):
-    converted_zeros(tmp_path / "model.npz", super_resolution=True)
+    case, small = CASES["adm"] | dict(super_resolution=True), np.zeros((1, 2, 2, 1))
+    zeros_of("adm", tmp_path / "model.npz", 0.0, low_res=small, **case)
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=adm"]
     given += [f"--architecture={TELL['adm']} in_channels=1 small_size=2", "--config.sample.calls=2"]
     assert run("convert", tmp_path / "run", *given) == 0
@@ -254,10 +256,7 @@ def test_what_the_published_upsamplers_enlarge(flags, side):
 
 
 def test_what_draws_nothing_by_itself(tmp_path, capsys):
-    published = convert.published("inception")
-    tree = jax.eval_shape(published.module.init, jax.random.key(0), np.zeros((1, 299, 299, 3)))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
-    np.savez(tmp_path / "model.npz", **convert.to_torch("inception", zeros))
+    zeros_of("inception", tmp_path / "model.npz")
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=inception"]
     assert run("convert", tmp_path / "run", *given) == 2
     assert "draws no images by itself" in capsys.readouterr().err
@@ -369,20 +368,11 @@ def test_latents_are_drawn_through_a_converted_autoencoder(tmp_path, capsys):
         assert file["arr_0"].shape == (5, 8, 8, 3) and file["arr_0"].std() > 0
 
 
-def zeros_of(family, path, **case):
-    """Writes a checkpoint of zeros."""
-    published = convert.published(family, **case)
-    x = np.zeros(published.input_shape, np.float32)
-    tree = jax.eval_shape(published.module.init, jax.random.key(0), x, 0.0)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tree)
-    np.savez(path, **convert.to_torch(family, zeros, **case))
-
-
 def test_the_chain_of_the_huge_uvit_is_counted_from_1(tmp_path):
     case = dict(
         img_size=4, patch_size=2, in_chans=4, embed_dim=16, depth=2, num_heads=2, conv=False
     )
-    zeros_of("uvit", tmp_path / "uvit.npz", **case)
+    zeros_of("uvit", tmp_path / "uvit.npz", 0.0, **case)
     given = [f"--checkpoint={tmp_path}/uvit.npz", "--family=uvit", "--architecture=num_heads=2"]
     assert run("convert", tmp_path / "run", *given) == 0
     config = load_config(tmp_path / "run")
@@ -400,7 +390,7 @@ def test_the_chain_of_the_huge_uvit_is_counted_from_1(tmp_path):
 
 def test_a_process_that_no_config_can_name(tmp_path, capsys):
     """That of networks of an exploding variance that are told an index."""
-    zeros_of("ncsnpp", tmp_path / "model.npz", **INDEXED)
+    zeros_of("ncsnpp", tmp_path / "model.npz", 0.0, **INDEXED)
     given = [f"--checkpoint={tmp_path}/model.npz", "--family=ncsnpp"]
     tell = "--architecture=" + " ".join(f"{k}={v}" for k, v in INDEXED.items())
     assert run("convert", tmp_path / "run", *given, tell.replace(", ", ",")) == 2

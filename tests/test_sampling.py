@@ -213,6 +213,7 @@ def test_other_settings_never_share_a_name(experiment, state, twenty):
         guidance_channels=1,
         threshold="static",
         classifier="runs/judge",
+        low_res="small.npz",
         ema="0.99",
     )
     config = experiment.config.sample

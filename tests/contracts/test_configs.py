@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffjax import components, configuration, mcmc, workdir
+from diffjax import components, configuration, mcmc, upsampling, workdir
 from diffjax.experiment import abstract_batch, build, check_devices
 from diffjax.systems import NoisePredictor, Request
 
@@ -83,8 +83,8 @@ def test_samples_trace(source):
         return
     sample = experiment.config.sample
     labels = jnp.zeros(2, int) if experiment.num_classes else None
-    side, channels = experiment.config.data.low_res, experiment.shape[-1]
-    low_res = jnp.zeros((2, side, side, channels)) if side else None
+    small = upsampling.small_shape(experiment.config)
+    low_res = jnp.zeros((2, *small)) if experiment.config.data.low_res else None
     drawn = []
 
     def images(state):
