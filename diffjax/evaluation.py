@@ -98,7 +98,7 @@ def evaluate(experiment: Experiment, state: TrainState, workdir: str | os.PathLi
         }
     if probe and classes:
         report["label_accuracy"] = _label_accuracy(
-            experiment, state, probe, drawn.images, asked, held_out
+            experiment, state, probe, drawn, asked.low_res, held_out
         )
         if (samples != samples[0]).any():  # a collapsed network's pictures teach nothing
             judge = train_classifier(samples, drawn.labels, classes)
@@ -263,24 +263,25 @@ def _label_accuracy(
     experiment: Experiment,
     state: TrainState,
     probe: ClassifierProbe,
-    drawn: np.ndarray,
-    asked: upsampling.Wanted,
+    drawn: sampling.Drawn,
+    low_res: np.ndarray | None,
     held_out: data.ArraySource,
 ) -> dict[str, float]:
     """Share of images that the judge gives the label asked for, without and with guidance."""
     settings, guidance = experiment.config.evaluate, experiment.config.sample.guidance
-    sets = {f"guidance {settings.guidance:g}": (drawn, asked.labels)}
+    sets = {f"guidance {settings.guidance:g}": (drawn.images, drawn.labels)}
     if guidance != settings.guidance:
         guided = sampling.draw(
             experiment,
             state,
             number=settings.number,
-            **asked._asdict(),
+            labels=drawn.labels,
+            low_res=low_res,
             guidance=guidance,
             seed=evaluation_seed(settings.seed),
             progress=f"drawing samples with guidance {guidance:g}",
         )
-        sets[f"guidance {guidance:g}"] = (guided.images, asked.labels)
+        sets[f"guidance {guidance:g}"] = (guided.images, drawn.labels)
     sets["real, held-out"] = (held_out.images, held_out.labels)
     return {
         name: metrics.accuracy(probe.logits(_float(images)), labels)

@@ -28,7 +28,9 @@ LAYERS = [
         "configuration",
         "experiment",
         "latents",
+        "optimizers",
         "parallel",
+        "upsampling",
         "workdir",
     },
     {
@@ -43,6 +45,7 @@ LAYERS = [
         "logging",
         "reference",
         "sampling",
+        "serving",
         "train",
     },
     {"demo"},
