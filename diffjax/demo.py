@@ -24,7 +24,7 @@ def show(experiment: Experiment, state: TrainState, workdir: str | os.PathLike) 
     sheet = overview(experiment, samples, workdir)
     print(f"""
 Look at
-  {sheet}   held-out images left, samples right, guidance {config.sample.guidance:g}, enlarged
+  {sheet}   held-out images left, samples right, guidance {config.sample.guidance:g}
   {samples.with_suffix(".png")}   samples, guidance {config.sample.guidance:g}
   {workdir / "real_and_drawn.png"}   held-out images left, samples right, guidance \
 {config.evaluate.guidance:g}
@@ -35,7 +35,7 @@ Look at
 
 
 def overview(experiment: Experiment, samples: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
-    """Held-out images beside samples of the same classes, enlarged, in ``overview.png``."""
+    """Held-out images beside samples of the same classes, in ``overview.png``."""
     config = experiment.config.data
     held_out = data.in_memory(
         data.create_images(config.source, split="test", **config.options), 1000
@@ -49,7 +49,7 @@ def overview(experiment: Experiment, samples: pathlib.Path, workdir: pathlib.Pat
         order = [places[c].pop() for c in labels[: len(drawn)] if places[c]]
     sheets = [images.contact_sheet(part, 10) for part in (held_out.images[order], drawn)]
     height = min(len(sheet) for sheet in sheets)
-    white = np.full((height, 16, drawn.shape[-1]), 255, np.uint8)
+    white = np.full_like(sheets[0][:height, :16], 255)
     path = workdir / "overview.png"
     images.save_png(path, np.concatenate([sheets[0][:height], white, sheets[1][:height]], axis=1))
     return path

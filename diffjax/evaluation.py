@@ -293,8 +293,8 @@ def _write_pictures(
     workdir: pathlib.Path, drawn: np.ndarray, train: np.ndarray, held_out: np.ndarray
 ) -> None:
     size = min(100, len(drawn), len(held_out))
-    gap = np.full((drawn.shape[1] * -(-size // 10), 4, drawn.shape[3]), 255, np.uint8)
-    sheets = [pictures.image_grid(part[:size], 10) for part in (held_out, drawn)]
+    sheets = [pictures.contact_sheet(part[:size], 10) for part in (held_out, drawn)]
+    gap = np.full_like(sheets[0][:, :16], 255)
     pictures.save_png(
         workdir / "real_and_drawn.png", np.concatenate([sheets[0], gap, sheets[1]], 1)
     )
@@ -307,4 +307,5 @@ def _write_pictures(
         for start in range(0, len(some), columns)
         for half in (some, train[found])
     ]
-    pictures.save_png(workdir / "nearest.png", pictures.image_grid(np.concatenate(rows), columns))
+    sheet = pictures.contact_sheet(np.concatenate(rows), columns)
+    pictures.save_png(workdir / "nearest.png", sheet)

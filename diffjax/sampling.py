@@ -261,12 +261,11 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
         save(path, drawn)
         grid = path.with_suffix(".png")
         # A column a class, where that makes a sheet.
-        in_columns = config.labels == "cycle" and 0 < experiment.num_classes <= min(
-            config.number, 20
-        )
+        cycle = config.labels == "cycle" and asked.low_res is None
+        in_columns = cycle and 0 < experiment.num_classes <= min(config.number, 20)
         columns = experiment.num_classes if in_columns else None
         shown = upsampling.beside(asked.low_res, drawn.images[:400])
-        images.save_png(grid, images.image_grid(shown, columns))
+        images.save_png(grid, images.contact_sheet(shown, columns))
         print(f"{config.number} samples at {drawn.nfe} network evaluations each: {path}")
         if drawn.chains is not None:
             standing = path.with_suffix(".chains.npz")

@@ -237,7 +237,7 @@ def preview(experiment: Experiment, key: Key, mesh: Mesh) -> Callable[[TrainStat
 
     def grid(state: TrainState) -> np.ndarray:
         drawn = draw(state, key, index, labels, low_res)[:number]
-        return images.image_grid(upsampling.beside(low_res, drawn), columns)
+        return images.contact_sheet(upsampling.beside(low_res, drawn), columns)
 
     return grid
 

@@ -147,7 +147,7 @@ def test_an_untrained_conditional_system(tmp_path, judged):
     assert report["label_accuracy"].keys() == {"guidance 2", "guidance 1", "real, held-out"}
     assert report["label_accuracy"]["guidance 2"] < 0.5
     # A hundred real beside a hundred drawn, ten a row.
-    assert size(tmp_path / "real_and_drawn.png") == (80 + 4 + 80, 80)
+    assert size(tmp_path / "real_and_drawn.png") == (400 + 16 + 400, 400)
 
 
 def test_a_collapsed_network_is_scored_too(tmp_path, judged):
@@ -175,11 +175,11 @@ def test_the_nearest_training_image_stands_below_its_sample(
     report = evaluated(experiment, tmp_path)
     assert report["nearest_training_image"]["samples"] == [0, 0, 0, 0]
     with Image.open(tmp_path / "nearest.png") as picture:
-        sheet = np.asarray(picture).reshape(rows, 2, 8, 8 * columns)
-    np.testing.assert_array_equal(sheet[:, 0], sheet[:, 1])
-    for row in range(rows):
-        np.testing.assert_array_equal(sheet[row, 0, :, :8], chosen[columns * row, :, :, 0])
-    assert size(tmp_path / "real_and_drawn.png") == (164, 8 * -(-min(number, 20) // 10))
+        sheet = np.asarray(picture).reshape(rows, 2, 40, 40 * columns)
+    expected = data.contact_sheet(chosen[: rows * columns], columns).reshape(rows, 40, -1)
+    np.testing.assert_array_equal(sheet[:, 0], expected)
+    np.testing.assert_array_equal(sheet[:, 1], expected)
+    assert size(tmp_path / "real_and_drawn.png") == (816, 40 * -(-min(number, 20) // 10))
 
 
 def test_an_unconditional_system_on_labelled_data(tmp_path, judged):
@@ -223,7 +223,7 @@ def test_colour_pictures(tmp_path, quick_judges):
         "real, held-out",
     }
     with Image.open(tmp_path / "real_and_drawn.png") as picture:
-        assert picture.mode == "RGB" and picture.size == (164, 56)
+        assert picture.mode == "RGB" and picture.size == (816, 280)
 
 
 def test_what_is_scored_is_not_what_mode_sample_draws(tmp_path, unlabelled, monkeypatch):

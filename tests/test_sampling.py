@@ -157,11 +157,9 @@ def test_files_of_samples(tmp_path, capsys, state, labels, number, expected, gri
         np.testing.assert_array_equal(found, expected)
     # The sheet shows them in order, row by row.
     with Image.open(path.with_suffix(".png")) as picture:
-        sheet = np.asarray(picture)
-    columns, rows = grid
-    assert sheet.shape == (8 * rows, 8 * columns)
-    second_row = images[columns, :, :, 0]
-    np.testing.assert_array_equal(sheet[8:16, :8], second_row)
+        columns, rows = grid
+        assert picture.size == (40 * columns, 40 * rows)
+        np.testing.assert_array_equal(picture, data.contact_sheet(images, columns)[..., 0])
     said = capsys.readouterr().out
     assert f"{number} samples at 4 network evaluations each" in said and str(path) in said
     # The file is data like any other.
@@ -179,7 +177,7 @@ def test_files_of_an_unconditional_system(tmp_path):
     with np.load(path) as stored:
         assert stored.files == ["arr_0"] and stored["arr_0"].shape == (3, 8, 8, 1)
     with Image.open(path.with_suffix(".png")) as picture:
-        assert picture.size == (16, 16)
+        assert picture.size == (80, 80)
 
 
 def test_many_classes_do_not_make_a_wide_sheet(tmp_path, monkeypatch, experiment, state):
@@ -193,7 +191,7 @@ def test_many_classes_do_not_make_a_wide_sheet(tmp_path, monkeypatch, experiment
     many = experiment._replace(num_classes=1000)
     path = sampling.sample(many, state, tmp_path)
     with Image.open(path.with_suffix(".png")) as picture:
-        assert picture.size == (8 * 5, 8 * 4) and picture.mode == "RGB"
+        assert picture.size == (40 * 5, 40 * 4) and picture.mode == "RGB"
 
 
 def test_other_settings_never_share_a_name(experiment, state, twenty):

@@ -124,19 +124,23 @@ def image_grid(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     return sheet.reshape(rows * height, columns * width, channels)
 
 
-def contact_sheet(images: ArrayLike, columns: int | None = None, zoom: int = 4) -> np.ndarray:
-    """Lays small images out to be looked at: enlarged, each in a grey frame.
+def contact_sheet(images: ArrayLike, columns: int | None = None) -> np.ndarray:
+    """Lays images out to be looked at: each in a grey frame, small ones enlarged.
 
     Args:
         images: uint8 (n, height, width, channels).
         columns: images in a row; about square when None.
-        zoom: side of a pixel on the sheet.
 
     Returns:
-        uint8 (rows * (height + 2) * zoom, columns * (width + 2) * zoom, channels).
+        uint8 (rows * (height + 2) * zoom, columns * (width + 2) * zoom, channels), where zoom is
+        the least that makes an image 32 pixels high.
+
+    Raises:
+        ValueError: as `image_grid` does.
     """
     frame = ((0, 0), (1, 1), (1, 1), (0, 0))
     sheet = image_grid(np.pad(np.asarray(images), frame, constant_values=96), columns)
+    zoom = math.ceil(32 / np.shape(images)[1])
     return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 

@@ -124,8 +124,9 @@ def test_floats_are_refused(tmp_path):
 
 
 def test_contact_sheet_frames_and_enlarges():
-    images = np.full((3, 2, 2, 1), 255, np.uint8)
-    sheet = data.contact_sheet(images, columns=2, zoom=3)
-    assert sheet.shape == (2 * 4 * 3, 2 * 4 * 3, 1)
-    assert (sheet[:3] == 96).all() and (sheet[3:9, 3:9] == 255).all()
-    assert (sheet[12:, 12:] == 0).all()
+    images = np.full((3, 12, 12, 1), 255, np.uint8)
+    sheet = data.contact_sheet(images, columns=2)
+    assert sheet.shape == (2 * 14 * 3, 2 * 14 * 3, 1)
+    assert (sheet[:3] == 96).all() and (sheet[3:39, 3:39] == 255).all()
+    assert (sheet[42:, 42:] == 0).all()
+    assert data.contact_sheet(np.zeros((1, 40, 50, 3), np.uint8)).shape == (42, 52, 3)
