@@ -145,11 +145,7 @@ def gather(
             if not wanted.path(part).exists():
                 features = judge.probe(images(part))
                 if jax.process_index() == 0:
-                    # Through a temporary name: a round is there whole or not at all.
-                    temporary = wanted.path(part).with_suffix(".tmp")
-                    with temporary.open("wb") as file:
-                        np.savez(file, **features._asdict())
-                    os.replace(temporary, wanted.path(part))
+                    metrics.save_npz(wanted.path(part), features._asdict())
             bar.update(len(part))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("features are on disk")

@@ -41,7 +41,6 @@ def probe(examples: ArraySource, workdir: str | os.PathLike) -> ClassifierProbe:
     trained = train_classifier(
         np.asarray(data.to_float(examples.images)), examples.labels, examples.num_classes
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     trained.save(path)
     return trained
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from diffjax import chains, parallel, upsampling
+from diffjax import chains, metrics, parallel, upsampling
 from diffjax.components import CHAINS, check_classes
 from diffjax.data import images
 from diffjax.experiment import Experiment
@@ -27,7 +27,7 @@ from diffjax.state import TrainState
 from diffjax.systems import Request
 from diffjax.typing import Array, Key
 
-__all__ = ["Drawn", "compile_draw", "draw", "sample", "save"]
+__all__ = ["Drawn", "compile_draw", "draw", "sample"]
 
 Draw = Callable[..., np.ndarray]
 
@@ -225,7 +225,7 @@ def _resumed(path: str, shape: tuple[int, ...], rows: NamedSharding) -> Chains |
 
 def save_chains(path: pathlib.Path, standing: Chains) -> None:
     """Writes chains so that ``config.dmcmc.resume`` goes on with them."""
-    np.savez(path, x=standing.state.x, sigma=standing.state.sigma, round=standing.round)
+    metrics.save_npz(path, {**standing.state._asdict(), "round": standing.round})
 
 
 def _check_drawable(experiment: Experiment) -> None:
@@ -258,7 +258,7 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
     )
     path = pathlib.Path(workdir, "samples", name(experiment, state, drawn, asked.digest))
     if jax.process_index() == 0:
-        save(path, drawn)
+        metrics.save_samples(path, drawn.images, drawn.labels)
         grid = path.with_suffix(".png")
         # A column a class, where that makes a sheet.
         cycle = config.labels == "cycle" and asked.low_res is None
@@ -310,12 +310,3 @@ def name(experiment: Experiment, state: TrainState, drawn: Drawn, low_res: str =
         f"_guidance{config.guidance:g}"
         f"_seed{config.seed}_{digest}_{shape}.npz"
     )
-
-
-def save(path: pathlib.Path, drawn: Drawn) -> None:
-    """Writes ``arr_0`` uint8 NHWC and, when there are labels, ``arr_1``: the ADM suite's form."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"arr_0": drawn.images}
-    if drawn.labels is not None:
-        arrays["arr_1"] = drawn.labels
-    np.savez(path, **arrays)

@@ -5,7 +5,13 @@ classifier that gives features for small images is in ``diffjax.metrics.probe``.
 """
 
 from diffjax.metrics.bits import bits_per_dim, density_bits_per_dim
-from diffjax.metrics.files import Reference, load_reference, save_reference, save_samples
+from diffjax.metrics.files import (
+    Reference,
+    load_reference,
+    save_npz,
+    save_reference,
+    save_samples,
+)
 from diffjax.metrics.frechet import (
     frechet_bias,
     frechet_distance,
@@ -77,6 +83,7 @@ __all__ = [
     "precision_recall",
     "realism",
     "require_same_convention",
+    "save_npz",
     "save_reference",
     "save_samples",
     "sized_name",

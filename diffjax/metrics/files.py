@@ -13,14 +13,16 @@ What a file holds is seen from its members, so that all published forms are read
 
 import dataclasses
 import os
+import pathlib
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffjax.metrics.statistics import FeatureStatistics
 
-__all__ = ["Reference", "load_reference", "save_reference", "save_samples"]
+__all__ = ["Reference", "load_reference", "save_npz", "save_reference", "save_samples"]
 
 _ADM_CONVENTION = "tensorflow"
 
@@ -75,7 +77,7 @@ def save_reference(path: str | os.PathLike, reference: Reference) -> None:
         members["arr_1"] = np.asarray(reference.labels)
     if reference.data_hash:
         members["data_hash"] = np.array(reference.data_hash)
-    _write(path, members)
+    save_npz(path, members)
 
 
 def load_reference(path: str | os.PathLike, convention: str | None = None) -> Reference:
@@ -138,25 +140,20 @@ def save_samples(
 
     Args:
         path: Where to; exactly this name.
-        images: uint8 ``(n, height, width, channels)``. Grey images are written with their channel
-            repeated three times, as an ImageNet network asks for.
+        images: uint8 ``(n, height, width, channels)``; its networks ask for three channels.
         labels: Integers ``(n,)``.
 
     Raises:
-        ValueError: Images are not uint8 NHWC with one or three channels, or labels do not fit.
+        ValueError: Images are not uint8 NHWC, or labels do not fit.
     """
     images = _check_images(images)
-    if images.shape[-1] == 1:
-        images = np.repeat(images, 3, axis=-1)
-    if images.shape[-1] != 3:
-        raise ValueError(f"images: expected 1 or 3 channels, got shape {images.shape}")
     members = {"arr_0": np.ascontiguousarray(images)}
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels: shape {labels.shape} for {len(images)} images")
         members["arr_1"] = labels
-    _write(path, members)
+    save_npz(path, members)
 
 
 def _check_images(images: ArrayLike) -> np.ndarray:
@@ -195,10 +192,13 @@ def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not an npz file of plain arrays ({error})") from None
 
 
-def _write(path: str | os.PathLike, members: dict[str, np.ndarray]) -> None:
-    # Through a temporary name, so that an interrupted run leaves no half a file; through a file
+def save_npz(path: str | os.PathLike, members: Mapping[str, ArrayLike]) -> None:
+    """Writes arrays exactly at ``path``, whole or not at all, making its directory if need be."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Through a temporary name, one a process: hosts may write the same file. Through a file
     # object, so that NumPy does not append a suffix.
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
         np.savez(file, **members)
     os.replace(temporary, path)

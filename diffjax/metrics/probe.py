@@ -19,6 +19,7 @@ from flax import traverse_util
 from numpy.typing import ArrayLike
 
 from diffjax.metrics._samples import as_labels
+from diffjax.metrics.files import save_npz
 from diffjax.models.classifier import Classification, SmallClassifier
 
 __all__ = ["ClassifierProbe", "train_classifier"]
@@ -97,8 +98,7 @@ class ClassifierProbe:
             "image_shape": self.image_shape,
             "scale": self.scale,
         }
-        with open(path, "wb") as file:
-            np.savez(file, config=np.array(json.dumps(config)), **_flatten(self.variables))
+        save_npz(path, {"config": np.array(json.dumps(config))} | _flatten(self.variables))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ClassifierProbe":
