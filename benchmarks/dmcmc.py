@@ -88,13 +88,20 @@ def windows(sampler, predict, keys, shape, rounds: int):
 
 
 class Setting:
-    """What is drawn from: ``(parameters, rows) -> predict``, its levels, how to score."""
+    """What is drawn from: ``(parameters, rows) -> predict``, its levels, how to score.
 
-    def __init__(self, parameters, predict, shape, low, high, data_range, chains, number, score):
+    ``floor`` are the scores of real data.
+    """
+
+    def __init__(
+        self, parameters, predict, shape, low, high, data_range, chains, number, score, real
+    ):
         # Parameters are arguments of all programs: XLA would fold constants at length.
         self.parameters, self.predict = parameters, predict
         self.shape, self.low, self.high = shape, low, high
         self.data_range, self.chains, self.number, self.score = data_range, chains, number, score
+        self.floor = score(real)
+        print("floor, real data:", self.floor)
 
     @functools.cache  # noqa: B019
     def finish(self, name: str, calls: int):
@@ -167,10 +174,10 @@ def mixture(number: int, chains: int) -> tuple[Setting, tuple]:
 
     levels = mcmc.noise_levels(low, high)
     logits = mcmc.mixture_logits(known, levels)
+    others = known.sample(jax.random.key(10_001), number)
     setting = Setting(
-        (), lambda parameters, rows: predict, (d,), low, high, 1.0, chains, number, score
+        (), lambda parameters, rows: predict, (d,), low, high, 1.0, chains, number, score, others
     )
-    print("floor:", score(known.sample(jax.random.key(10_001), number)))
     return setting, (Excursions(1.0), Langevin(levels, logits, 1.0))
 
 
@@ -217,8 +224,10 @@ def digits(workdir, predictor, number: int, chains: int) -> tuple[Setting, tuple
         }
 
     noise = mcmc.noise_range(made.schedule)
-    setting = Setting(params, predict, made.shape, 0.02, noise.t_max, 2.0, chains, number, score)
-    print("floor, the training half:", score(jnp.asarray(data.to_float(train_half.images))))
+    real = data.to_float(train_half.images)
+    setting = Setting(
+        params, predict, made.shape, 0.02, noise.t_max, 2.0, chains, number, score, real
+    )
     return setting, (Excursions(2.0), Langevin(judge.levels, judge.logits, 2.0))
 
 
@@ -265,7 +274,7 @@ def table(found: dict, names, budgets, titles, metric: str, digits: int = 3) -> 
     return "\n".join(lines)
 
 
-def plot(found: dict, names, budgets, titles, metric: str, path: pathlib.Path) -> None:
+def plot(found, names, budgets, titles, metric: str, floor: float, path: pathlib.Path) -> None:
     """A panel for each integrator: the metric against the budget, an arm a line."""
     from matplotlib.figure import Figure
 
@@ -278,6 +287,7 @@ def plot(found: dict, names, budgets, titles, metric: str, path: pathlib.Path) -
             known = [b for b in budgets if f"{title}/{name}/{b}" in found]
             means = [np.mean([s[metric] for s in found[f"{title}/{name}/{b}"]]) for b in known]
             axes.plot(known, means, "o-", label=title)
+        axes.axhline(floor, color="grey", linestyle="--", label="real")
         axes.set(title=name, yscale="log", xlabel="network calls a sample")
         if place % columns == 0:
             axes.set_ylabel(metric)
@@ -371,7 +381,7 @@ def run(part: str, setting, arms, budgets, seeds, options) -> None:
         print(f"\n{table(found, names, budgets, titles, metric)}")
         if metric in ("sliced W2", "rms distance", "Frechet"):
             path = options.out / f"{part}_{metric.replace(' ', '_').lower()}.png"
-            plot(found, names, budgets, titles, metric, path)
+            plot(found, names, budgets, titles, metric, setting.floor[metric], path)
 
 
 if __name__ == "__main__":
