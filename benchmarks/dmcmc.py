@@ -312,7 +312,9 @@ def portrait(setting: Setting, arm, budget: int, path: pathlib.Path) -> None:
         x
         - x.mean(axis=0).reshape(-1, 10, *x.shape[2:]).mean(axis=0)[np.arange(setting.chains) % 10]
     )
-    statistics = {"log sigma": np.log(sigma), "brightness": x.mean(axis=(2, 3, 4))}
+    statistics = {"brightness": x.mean(axis=(2, 3, 4))}
+    if np.ptp(sigma):  # an excursion always ends at one level
+        statistics["log sigma"] = np.log(sigma)
     main_axis = np.linalg.svd(own.reshape(-1, own[0, 0].size), full_matrices=False)[2][0]
     statistics["first principal component"] = own.reshape(rounds, setting.chains, -1) @ main_axis
     for name, found in mcmc.diagnostics.mixing(statistics).items():
