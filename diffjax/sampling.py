@@ -260,11 +260,9 @@ def sample(experiment: Experiment, state: TrainState, workdir: str | os.PathLike
     if jax.process_index() == 0:
         metrics.save_samples(path, drawn.images, drawn.labels)
         grid = path.with_suffix(".png")
-        # A column a class, where that makes a sheet.
-        cycle = config.labels == "cycle" and asked.low_res is None
-        in_columns = cycle and 0 < experiment.num_classes <= min(config.number, 20)
-        columns = experiment.num_classes if in_columns else None
         shown = upsampling.beside(asked.low_res, drawn.images[:400])
+        cycle = config.labels == "cycle" and asked.low_res is None
+        columns = images.class_columns(len(shown), experiment.num_classes) if cycle else None
         images.save_png(grid, images.contact_sheet(shown, columns))
         print(f"{config.number} samples at {drawn.nfe} network evaluations each: {path}")
         if drawn.chains is not None:

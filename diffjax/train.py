@@ -222,9 +222,10 @@ def preview(experiment: Experiment, key: Key, mesh: Mesh) -> Callable[[TrainStat
         ``state -> image``, uint8 ``(height, width, channels)``.
     """
     config, classes = experiment.config, experiment.num_classes
-    number, columns = min(config.sample.number, PREVIEW_SIZE), None
-    if 0 < classes <= min(number, 16):
-        number, columns = number - number % classes, classes
+    number = min(config.sample.number, PREVIEW_SIZE)
+    columns = images.class_columns(number, classes)
+    if columns:
+        number -= number % columns
     # Some more, so that all devices draw the same number.
     index = np.arange(-(-number // mesh.size) * mesh.size)
     labels = (index % classes).astype(np.int32) if classes else None

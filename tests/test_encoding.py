@@ -185,7 +185,7 @@ def test_trains_on_latents_and_shows_images(trained, place):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(rows[-1]["loss"])
     with Image.open(next((trained / "samples").glob("*.png"))) as preview:
-        assert preview.size == (2 * 40, 8 * 40) and preview.mode == "RGB"
+        assert preview.size == (4 * 40, 4 * 40) and preview.mode == "RGB"
 
 
 def test_samples_are_decoded_latents(trained, place):

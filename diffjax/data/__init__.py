@@ -8,6 +8,7 @@ for batch in batches(source, batch_size=128, seed=0):
 from diffjax.data.base import ArraySource, Example, Source, check_labels, in_memory
 from diffjax.data.images import (
     centre_crop,
+    class_columns,
     contact_sheet,
     image_grid,
     save_png,
@@ -27,6 +28,7 @@ __all__ = [
     "batches",
     "centre_crop",
     "check_labels",
+    "class_columns",
     "contact_sheet",
     "create",
     "create_images",

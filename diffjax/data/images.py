@@ -14,6 +14,7 @@ from PIL import Image
 
 __all__ = [
     "centre_crop",
+    "class_columns",
     "contact_sheet",
     "image_grid",
     "save_png",
@@ -122,6 +123,22 @@ def image_grid(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     sheet[:number] = images
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return sheet.reshape(rows * height, columns * width, channels)
+
+
+def class_columns(number: int, classes: int) -> int | None:
+    """Columns of a sheet on which images whose labels cycle stand below others of their class.
+
+    Args:
+        number: images on the sheet.
+        classes: number of classes, 0 without any.
+
+    Returns:
+        The multiple of `classes` that makes the sheet most nearly square; None, for a square one,
+        where there are no classes, more than 20, or more than images.
+    """
+    if not 0 < classes <= min(number, 20):
+        return None
+    return classes * max(1, round(math.sqrt(number) / classes))
 
 
 def contact_sheet(images: ArrayLike, columns: int | None = None) -> np.ndarray:

@@ -123,6 +123,22 @@ def test_floats_are_refused(tmp_path):
         data.save_png(tmp_path / "x.png", np.zeros((4, 4), np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("number", "classes", "columns"),
+    [
+        (100, 10, 10),
+        (64, 2, 8),
+        (13, 3, 3),
+        (12, 12, 12),
+        (64, 0, None),
+        (9, 10, None),
+        (400, 21, None),
+    ],
+)
+def test_classes_stand_in_columns(number, classes, columns):
+    assert data.class_columns(number, classes) == columns
+
+
 def test_contact_sheet_frames_and_enlarges():
     images = np.full((3, 12, 12, 1), 255, np.uint8)
     sheet = data.contact_sheet(images, columns=2)
