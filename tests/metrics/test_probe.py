@@ -66,17 +66,17 @@ def test_scores_order_the_candidates(probe, halves):
     assert energy_distance(train, noisy) > 10 * abs(energy_distance(train, test))
 
 
-def test_training_is_reproducible_to_the_bit(probe, halves):
-    again = train_classifier(*halves[0], 10)
-    chex.assert_trees_all_equal(again.variables, probe.variables)
-    assert again.scale == probe.scale
-    assert again.convention == probe.convention
+def test_training_is_reproducible_to_the_bit(halves):
+    once, again = (train_classifier(*halves[0], 10, steps=60) for _ in range(2))
+    chex.assert_trees_all_equal(again.variables, once.variables)
+    assert again.scale == once.scale
+    assert again.convention == once.convention
 
 
 def test_probes_do_not_mix(probe, halves):
     images, labels = halves[0]
-    other = train_classifier(images, labels, 10, seed=1)
-    assert accuracy(other.logits(halves[1][0]), halves[1][1]) > 0.975
+    other = train_classifier(images, labels, 10, seed=1, steps=60)
+    assert accuracy(other.logits(halves[1][0]), halves[1][1]) > 0.8
     with pytest.raises(ValueError, match="different conventions"):
         frechet_distance_from_statistics(
             FeatureStatistics.of(probe.features(images), probe.convention),
