@@ -5,7 +5,10 @@ Paper     Peebles & Xie 2022, arXiv:2212.09748, and Bao et al. 2023, arXiv:2209.
 Before    the autoencoder is trained and the patches are encoded, as configs/patches/autoencoder.py
           says
 Command   python main.py --config configs/patches/latent.py --workdir runs/latent --mode train
-Hardware  CPU
+Hardware  2 CPU cores, shared with other work
+Time      17 minutes to train
+Result    Frechet distance 0.98 to held-out patches (0.50 for the training ones), 0.24 to training
+          patches, 1,000 samples; 88.3 % show their class, of held-out patches 91.9 %
 Variants  latent.py:quick       a few steps of everything, to see it run
           latent.py:uvit        U-ViT instead of DiT
 
