@@ -32,6 +32,8 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/quality_per_minute.py
 	$(BIN)/python benchmarks/solver_error.py --plot docs/solver_error.png
 	$(BIN)/python benchmarks/learned_grid.py
+	$(BIN)/python benchmarks/guidance.py
+	$(BIN)/python benchmarks/dmcmc.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,6 @@
 """Denoising MCMC beside its integrators alone, at equal network calls, samples and seeds.
 
-python benchmarks/dmcmc.py --workdir runs/digits --predictor runs/noise       (--quick to try it)
+python benchmarks/dmcmc.py --workdir runs/mlp --predictor runs/noise       (--quick to try it)
 
 Two parts, each with tables in Markdown and plots. The exact mixture in 64 dimensions needs no
 training: sliced Wasserstein distance, and the rms distance to the nearest mean. Digits are drawn
@@ -325,7 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/digits"))
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/mlp"))
     parser.add_argument("--predictor", type=pathlib.Path, default=pathlib.Path("runs/noise"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/dmcmc"))
     parser.add_argument("--part", choices=["mixture", "digits", "both"], default="both")

@@ -1,7 +1,7 @@
 """Denoising MCMC on digits: the MLP of configs/digits/default.py:mlp, drawn from by chains.
 
 Paper     Kim & Ye 2023, arXiv:2209.14593
-Command   python main.py --config configs/digits/dmcmc.py --workdir runs/digits --mode sample
+Command   python main.py --config configs/digits/dmcmc.py --workdir runs/mlp --mode sample
 Before    --mode train with this file or default.py:mlp, which train alike; for dmcmc.py:paper
           the predictor of noise levels too:
           python main.py --config configs/digits/noise_level.py --workdir runs/noise --mode train
