@@ -47,11 +47,8 @@ def overview(experiment: Experiment, samples: pathlib.Path, workdir: pathlib.Pat
         # The n-th image of each class, a class after the other as in the samples.
         places = {c: list(np.flatnonzero(held_out.labels == c)) for c in np.unique(labels)}
         order = [places[c].pop() for c in labels[: len(drawn)] if places[c]]
-    sheets = [images.contact_sheet(part, 10) for part in (held_out.images[order], drawn)]
-    height = min(len(sheet) for sheet in sheets)
-    white = np.full_like(sheets[0][:height, :16], 255)
     path = workdir / "overview.png"
-    images.save_png(path, np.concatenate([sheets[0][:height], white, sheets[1][:height]], axis=1))
+    images.save_png(path, images.side_by_side(held_out.images[order], drawn, 10))
     return path
 
 

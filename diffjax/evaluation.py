@@ -293,11 +293,8 @@ def _write_pictures(
     workdir: pathlib.Path, drawn: np.ndarray, train: np.ndarray, held_out: np.ndarray
 ) -> None:
     size = min(100, len(drawn), len(held_out))
-    sheets = [pictures.contact_sheet(part[:size], 10) for part in (held_out, drawn)]
-    gap = np.full_like(sheets[0][:, :16], 255)
-    pictures.save_png(
-        workdir / "real_and_drawn.png", np.concatenate([sheets[0], gap, sheets[1]], 1)
-    )
+    both = pictures.side_by_side(held_out[:size], drawn[:size], 10)
+    pictures.save_png(workdir / "real_and_drawn.png", both)
     # Each row of samples above the row of their nearest training images.
     columns = min(20, len(drawn))
     some = drawn[: columns * min(2, len(drawn) // columns)]

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 
+import jax
 import numpy as np
 
 from diffjax import data
@@ -41,7 +42,8 @@ def probe(examples: ArraySource, workdir: str | os.PathLike) -> ClassifierProbe:
     trained = train_classifier(
         np.asarray(data.to_float(examples.images)), examples.labels, examples.num_classes
     )
-    trained.save(path)
+    if jax.process_index() == 0:
+        trained.save(path)
     return trained
 
 
@@ -69,5 +71,6 @@ def write(source: Source, workdir: str | os.PathLike) -> pathlib.Path:
     statistics = FeatureStatistics.of(features, judge.convention)
     digest = hashlib.sha256(examples.images.tobytes()).hexdigest()
     path = pathlib.Path(workdir, REFERENCE_FILE)
-    save_reference(path, Reference(pool=statistics, data_hash=digest[:16]))
+    if jax.process_index() == 0:
+        save_reference(path, Reference(pool=statistics, data_hash=digest[:16]))
     return path

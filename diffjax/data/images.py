@@ -19,6 +19,7 @@ __all__ = [
     "image_grid",
     "save_png",
     "shrink",
+    "side_by_side",
     "to_float",
     "to_uint8",
 ]
@@ -159,6 +160,23 @@ def contact_sheet(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     sheet = image_grid(np.pad(np.asarray(images), frame, constant_values=96), columns)
     zoom = math.ceil(32 / np.shape(images)[1])
     return sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def side_by_side(left: ArrayLike, right: ArrayLike, columns: int) -> np.ndarray:
+    """Two contact sheets with a white gap between them, cut to the height of the shorter.
+
+    Args:
+        left: uint8 (n, height, width, channels).
+        right: uint8 (m, height, width, channels).
+        columns: images in a row of each.
+
+    Returns:
+        uint8 (height, width, channels) of the whole.
+    """
+    sheets = [contact_sheet(part, columns) for part in (left, right)]
+    height = min(map(len, sheets))
+    left, right = (sheet[:height] for sheet in sheets)
+    return np.concatenate([left, np.full_like(left[:, :16], 255), right], axis=1)
 
 
 def save_png(path: str | os.PathLike, image: ArrayLike) -> None:

@@ -196,9 +196,9 @@ def save_npz(path: str | os.PathLike, members: Mapping[str, ArrayLike]) -> None:
     """Writes arrays exactly at ``path``, whole or not at all, making its directory if need be."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Through a temporary name, one a process: hosts may write the same file. Through a file
+    # Through a temporary name, so that an interrupted run leaves no half a file; through a file
     # object, so that NumPy does not append a suffix.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         np.savez(file, **members)
     os.replace(temporary, path)

@@ -75,8 +75,8 @@ def test_training_is_reproducible_to_the_bit(halves):
 
 def test_probes_do_not_mix(probe, halves):
     images, labels = halves[0]
-    other = train_classifier(images, labels, 10, seed=1, steps=60)
-    assert accuracy(other.logits(halves[1][0]), halves[1][1]) > 0.8
+    other = train_classifier(images, labels, 10, seed=1)
+    assert accuracy(other.logits(halves[1][0]), halves[1][1]) > 0.975
     with pytest.raises(ValueError, match="different conventions"):
         frechet_distance_from_statistics(
             FeatureStatistics.of(probe.features(images), probe.convention),
